@@ -1,0 +1,144 @@
+// The plan: the routing table of every update, computed once. Values only.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "quant/recipe.h"
+#include "schedule/box.h"
+#include "schedule/catalog.h"
+
+namespace weightcast {
+
+struct Destination {
+  std::uint32_t server = 0;  // rank
+  std::uint32_t entry = 0;   // in that server's catalog
+  std::optional<std::uint32_t> relay;  // the server rank that passes it on; none: direct
+  friend bool operator==(const Destination&, const Destination&) = default;
+};
+
+// One box of one tensor, read and cast once by one trainer, put to every destination. All destinations share
+// tensor, recipe and `frame` (their entries' common box, against which the digest counts), so one digest serves all.
+struct Step {
+  std::uint32_t trainer = 0;
+  std::uint32_t entry = 0;  // in that trainer's catalog
+  Box box;                  // tensor coordinates, inside the entry's box
+  Recipe recipe = Recipe::bf16;
+  Box frame;
+  std::vector<Destination> destinations;
+  std::uint32_t chunks = 1;   // number of pieces of at most chunk_bytes; see chunks_of()
+  bool needs_amax = false;    // some block straddles shards: waits for the exchange
+  std::uint32_t signal = 0;   // ordinal of the signal that covers it: one per (trainer, server) and version, 0
+  friend bool operator==(const Step&, const Step&) = default;
+};
+
+// One trainer writes the scales of a box of blocks. Exactly one owner writes each scale.
+struct ScaleStep {
+  std::uint32_t trainer = 0;
+  std::uint32_t entry = 0;  // the trainer's entry whose blocks these are
+  Box blocks;               // block coordinates of the tensor
+  Box frame;                // the scale entries' common box, in blocks
+  std::vector<Destination> destinations;  // entries that hold scales
+  friend bool operator==(const ScaleStep&, const ScaleStep&) = default;
+};
+
+// Partial amax values of blocks that straddle shards, from one trainer to another, one message per pair: runs in
+// order, row-major over each run's blocks. Exact, because a maximum is.
+struct AmaxRun {
+  std::uint32_t from_entry = 0;  // in the sender's catalog
+  std::uint32_t to_entry = 0;    // in the receiver's catalog: the entry whose cast needs it
+  Box blocks;                    // block coordinates of the tensor
+  friend bool operator==(const AmaxRun&, const AmaxRun&) = default;
+};
+struct AmaxExchange {
+  std::uint32_t from = 0;  // trainer ranks
+  std::uint32_t to = 0;
+  std::vector<AmaxRun> runs;
+  friend bool operator==(const AmaxExchange&, const AmaxExchange&) = default;
+};
+
+struct Plan {
+  std::uint64_t catalogs_digest = 0;  // over all catalogs, in rank order
+  std::uint64_t chunk_bytes = 0;
+  std::vector<Step> steps;            // each trainer's in the order of execution
+  std::vector<ScaleStep> scale_steps;
+  std::vector<AmaxExchange> amax;
+  std::vector<std::uint64_t> trainer_bytes;  // out of each trainer, scales included
+  std::vector<std::uint64_t> server_bytes;   // into each server
+  friend bool operator==(const Plan&, const Plan&) = default;
+};
+
+struct Catalogs {
+  std::vector<Catalog> trainers;  // by rank, without gaps
+  std::vector<Catalog> servers;
+};
+[[nodiscard]] std::uint64_t digest_of(const Catalogs& catalogs);
+
+// The pieces of a step's box, in the order of execution: whole rows where they fit, cut at blocks for recipes with
+// scales and at 8-byte words otherwise. Each is at most chunk_bytes of output unless one block row is more.
+[[nodiscard]] std::vector<Box> chunks_of(const Box& box, Recipe recipe, std::uint64_t chunk_bytes);
+
+// ---- what one rank needs of it: the tables that the controller hands out ----
+
+// Where a destination's box lies in the peer's card.
+struct TargetExtent {
+  std::uint32_t server = 0;
+  std::uint32_t region = 0;
+  std::uint64_t byte_offset = 0;  // of the first element of `frame`
+  std::array<std::int64_t, kMaxAxes> strides_bytes{};
+  friend bool operator==(const TargetExtent&, const TargetExtent&) = default;
+};
+struct TrainerStep {
+  Step step;  // destinations empty: see targets
+  std::vector<TargetExtent> targets;
+  friend bool operator==(const TrainerStep&, const TrainerStep&) = default;
+};
+struct TrainerScaleStep {
+  ScaleStep step;
+  std::vector<TargetExtent> targets;
+  friend bool operator==(const TrainerScaleStep&, const TrainerScaleStep&) = default;
+};
+struct TrainerTable {
+  std::uint32_t trainer = 0;
+  std::uint64_t chunk_bytes = 0;
+  std::vector<TrainerStep> steps;
+  std::vector<TrainerScaleStep> scale_steps;  // run after the steps of the same entry
+  std::vector<AmaxExchange> amax_out;         // from == trainer
+  std::vector<AmaxExchange> amax_in;          // to == trainer
+  friend bool operator==(const TrainerTable&, const TrainerTable&) = default;
+};
+
+// What one sender writes to a server: the pieces that its signal covers.
+struct Piece {
+  std::uint32_t entry = 0;  // in the server's catalog
+  Box box;                  // tensor (or block) coordinates
+  friend bool operator==(const Piece&, const Piece&) = default;
+};
+struct ExpectedSender {
+  std::uint32_t trainer = 0;
+  std::uint64_t bytes = 0;
+  std::vector<Piece> pieces;
+  friend bool operator==(const ExpectedSender&, const ExpectedSender&) = default;
+};
+struct ServerTable {
+  std::uint32_t server = 0;
+  std::vector<ExpectedSender> senders;  // only those that send something
+  friend bool operator==(const ServerTable&, const ServerTable&) = default;
+};
+
+[[nodiscard]] TrainerTable trainer_table(const Plan& plan, const Catalogs& catalogs, std::uint32_t trainer);
+[[nodiscard]] ServerTable server_table(const Plan& plan, const Catalogs& catalogs, std::uint32_t server);
+
+// CBOR, versioned (FORMATS.md). Parsers throw Error{invalid_argument}; indexes and boxes are checked against
+// `own`, the catalog of the rank that reads the table.
+[[nodiscard]] std::vector<std::uint8_t> encode(const TrainerTable& table);
+[[nodiscard]] std::vector<std::uint8_t> encode(const ServerTable& table);
+[[nodiscard]] TrainerTable decode_trainer_table(const std::vector<std::uint8_t>& bytes, const Catalog& own);
+[[nodiscard]] ServerTable decode_server_table(const std::vector<std::uint8_t>& bytes, const Catalog& own);
+
+// The whole plan as JSON, for `weightcast plan --json` and golden files.
+[[nodiscard]] std::string to_json(const Plan& plan);
+
+}  // namespace weightcast

@@ -1,0 +1,22 @@
+// The planner: a pure function from what every rank holds to who sends what to whom.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "schedule/plan.h"
+
+namespace weightcast {
+
+struct PlanOptions {
+  std::uint64_t chunk_bytes = 4ULL << 20;
+  // Trainer tensors that no server takes are an error unless a pattern here matches; '*' stands for any run of
+  // characters. (Typical: "*.rotary_emb.inv_freq".)
+  std::vector<std::string> unused_tensors;
+};
+
+// Same input, same plan. Throws Error{invalid_argument} naming tensor, ranks and boxes when a server's box is not
+// covered exactly, shards overlap without being replicas, shapes differ, or a tensor has no taker.
+[[nodiscard]] Plan make_plan(const Catalogs& catalogs, const PlanOptions& options);
+
+}  // namespace weightcast
