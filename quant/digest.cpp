@@ -36,7 +36,8 @@ Digest digest_rows(const std::byte* memory, std::uint64_t rows, std::uint64_t ro
   for (std::uint64_t row = 0; row < rows; ++row) {
     const std::byte* next = memory + static_cast<std::int64_t>(row) * row_stride;
     std::uint64_t left = row_bytes;
-    std::uint64_t key = frame.seed + ((frame.first_row + row) * frame.words_per_row + frame.first_byte / kWordBytes) * kGolden;
+    std::uint64_t key =
+        frame.seed + ((frame.first_row + row) * frame.words_per_row + frame.first_byte / kWordBytes) * kGolden;
     if (const std::uint64_t at = frame.first_byte % kWordBytes; at != 0 && left != 0) {
       const std::uint64_t head = std::min(kWordBytes - at, left);
       sum += mix(partial_word(next, at, head), key);

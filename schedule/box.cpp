@@ -11,7 +11,8 @@ namespace weightcast {
 Box whole(std::span<const std::int64_t> shape) {
   if (shape.empty()) return whole(std::array<std::int64_t, 1>{1});
   if (shape.size() > kMaxAxes) {
-    throw Error(Code::invalid_argument, fmt::format("a tensor has {} axes, at most {} are supported", shape.size(), kMaxAxes));
+    throw Error(Code::invalid_argument,
+                fmt::format("a tensor has {} axes, at most {} are supported", shape.size(), kMaxAxes));
   }
   Box box;
   box.axes = static_cast<std::uint8_t>(shape.size());

@@ -36,16 +36,16 @@ struct Region {
 };
 
 struct Entry {
-  std::string tensor;               // checkpoint name
-  std::vector<std::int64_t> shape;  // of the whole tensor
-  Box box;                          // the part held here
+  std::string tensor;                         // checkpoint name
+  std::vector<std::int64_t> shape;            // of the whole tensor
+  Box box;                                    // the part held here
   SourceType source_type = SourceType::bf16;  // a trainer's
   Recipe recipe = Recipe::bf16;               // a server's
   std::uint32_t region = 0;
-  std::uint64_t byte_offset = 0;                        // of the box's first element in the region
-  std::array<std::int64_t, kMaxAxes> strides_bytes{};   // per axis; positive on a server
-  std::optional<std::uint32_t> scales;  // the entry of this one's scales: fp32, one per block of the box
-  bool is_scales = false;               // this entry holds the scales of `tensor`; its box counts blocks
+  std::uint64_t byte_offset = 0;                       // of the box's first element in the region
+  std::array<std::int64_t, kMaxAxes> strides_bytes{};  // per axis; positive on a server
+  std::optional<std::uint32_t> scales;                 // the entry of this one's scales: fp32, one per block of the box
+  bool is_scales = false;                              // this entry holds the scales of `tensor`; its box counts blocks
   Landing landing = Landing::direct;
   std::string parameter;  // the engine's name, for messages; may be empty
 };

@@ -25,29 +25,29 @@ struct Config {
   std::string landing = "staged";  // or "in_place"
   std::vector<std::string> unused_tensors;
   struct Fabric {
-    std::string ucx_library;                        // empty: found
+    std::string ucx_library;                       // empty: found
     std::vector<std::string> interfaces = {"lo"};  // UCX listens on these only
     bool allow_emulation = false;
     bool same_host_shortcuts = true;
   } fabric;
   struct Times {
-    std::uint32_t join_ms = 60000;           // until every rank has joined and is connected
-    std::uint32_t update_ms = 60000;         // one update, push to ready
-    std::uint32_t commit_ms = 60000;         // until the host of a ready server commits
-    std::uint32_t heartbeat_busy_ms = 250;   // during an update
+    std::uint32_t join_ms = 60000;          // until every rank has joined and is connected
+    std::uint32_t update_ms = 60000;        // one update, push to ready
+    std::uint32_t commit_ms = 60000;        // until the host of a ready server commits
+    std::uint32_t heartbeat_busy_ms = 250;  // during an update
     std::uint32_t heartbeat_idle_ms = 1000;
-    std::uint32_t death_busy_ms = 2000;      // silence after which a rank is dead
+    std::uint32_t death_busy_ms = 2000;  // silence after which a rank is dead
     std::uint32_t death_idle_ms = 5000;
-    std::uint32_t lease_ms = 1500;           // a sender puts only this long after a heartbeat; below death_busy_ms
+    std::uint32_t lease_ms = 1500;  // a sender puts only this long after a heartbeat; below death_busy_ms
   } times;
   std::string log_level = "info";
   // ---- performance ----
   struct Performance {
     std::uint64_t chunk_bytes = 4ULL << 20;
     std::uint64_t scratch_bytes = 32ULL << 20;  // of a sender, for cast chunks
-    std::uint32_t window = 8;                    // puts in flight per peer
+    std::uint32_t window = 8;                   // puts in flight per peer
     std::uint32_t cast_threads = 1;
-    std::string spin = "auto";                   // "auto", "always", "never": busy-poll during an update
+    std::string spin = "auto";  // "auto", "always", "never": busy-poll during an update
   } performance;
 };
 

@@ -13,8 +13,8 @@
 namespace weightcast {
 
 struct Destination {
-  std::uint32_t server = 0;  // rank
-  std::uint32_t entry = 0;   // in that server's catalog
+  std::uint32_t server = 0;            // rank
+  std::uint32_t entry = 0;             // in that server's catalog
   std::optional<std::uint32_t> relay;  // the server rank that passes it on; none: direct
   friend bool operator==(const Destination&, const Destination&) = default;
 };
@@ -28,18 +28,18 @@ struct Step {
   Recipe recipe = Recipe::bf16;
   Box frame;
   std::vector<Destination> destinations;
-  std::uint32_t chunks = 1;   // number of pieces of at most chunk_bytes; see chunks_of()
-  bool needs_amax = false;    // some block straddles shards: waits for the exchange
-  std::uint32_t signal = 0;   // ordinal of the signal that covers it: one per (trainer, server) and version, 0
+  std::uint32_t chunks = 1;  // number of pieces of at most chunk_bytes; see chunks_of()
+  bool needs_amax = false;   // some block straddles shards: waits for the exchange
+  std::uint32_t signal = 0;  // ordinal of the signal that covers it: one per (trainer, server) and version, 0
   friend bool operator==(const Step&, const Step&) = default;
 };
 
 // One trainer writes the scales of a box of blocks. Exactly one owner writes each scale.
 struct ScaleStep {
   std::uint32_t trainer = 0;
-  std::uint32_t entry = 0;  // the trainer's entry whose blocks these are
-  Box blocks;               // block coordinates of the tensor
-  Box frame;                // the scale entries' common box, in blocks
+  std::uint32_t entry = 0;                // the trainer's entry whose blocks these are
+  Box blocks;                             // block coordinates of the tensor
+  Box frame;                              // the scale entries' common box, in blocks
   std::vector<Destination> destinations;  // entries that hold scales
   friend bool operator==(const ScaleStep&, const ScaleStep&) = default;
 };
@@ -62,7 +62,7 @@ struct AmaxExchange {
 struct Plan {
   std::uint64_t catalogs_digest = 0;  // over all catalogs, in rank order
   std::uint64_t chunk_bytes = 0;
-  std::vector<Step> steps;            // each trainer's in the order of execution
+  std::vector<Step> steps;  // each trainer's in the order of execution
   std::vector<ScaleStep> scale_steps;
   std::vector<AmaxExchange> amax;
   std::vector<std::uint64_t> trainer_bytes;  // out of each trainer, scales included

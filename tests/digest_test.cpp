@@ -30,10 +30,9 @@ TEST_CASE("the digest of a whole is the sum of its parts, cut anywhere at words"
       auto below_right = below;
       below_right.first_byte = cut;
       const auto* lower = bytes.data() + row * 60;
-      const Digest sum = digest_rows(bytes.data(), row, cut, 60, kFrame) +
-                         digest_rows(bytes.data() + cut, row, 60 - cut, 60, right) +
-                         digest_rows(lower, 4 - row, cut, 60, below) +
-                         digest_rows(lower + cut, 4 - row, 60 - cut, 60, below_right);
+      const Digest sum =
+          digest_rows(bytes.data(), row, cut, 60, kFrame) + digest_rows(bytes.data() + cut, row, 60 - cut, 60, right) +
+          digest_rows(lower, 4 - row, cut, 60, below) + digest_rows(lower + cut, 4 - row, 60 - cut, 60, below_right);
       CHECK(sum == all);
     }
   }

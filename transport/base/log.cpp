@@ -28,9 +28,7 @@ void set_log_name(std::string_view new_name) {
   name = new_name;
 }
 
-bool log_enabled(LogLevel line_level) noexcept {
-  return line_level <= level.load(std::memory_order_relaxed);
-}
+bool log_enabled(LogLevel line_level) noexcept { return line_level <= level.load(std::memory_order_relaxed); }
 
 void write_log_line(LogLevel line_level, std::string_view line) noexcept {
   try {
