@@ -45,7 +45,8 @@ struct ScaleStep {
 };
 
 // Partial amax values of blocks that straddle shards, from one trainer to another, one message per pair: runs in
-// order, row-major over each run's blocks. Exact, because a maximum is.
+// order, row-major over each run's blocks. Exact, because a maximum is. `from` may equal `to`, when one trainer
+// holds both parts in two entries: nothing is sent, the values are merged all the same.
 struct AmaxRun {
   std::uint32_t from_entry = 0;  // in the sender's catalog
   std::uint32_t to_entry = 0;    // in the receiver's catalog: the entry whose cast needs it
@@ -77,8 +78,11 @@ struct Catalogs {
 [[nodiscard]] std::uint64_t digest_of(const Catalogs& catalogs);
 
 // The pieces of a step's box, in the order of execution: whole rows where they fit, cut at blocks for recipes with
-// scales and at 8-byte words otherwise. Each is at most chunk_bytes of output unless one block row is more.
-[[nodiscard]] std::vector<Box> chunks_of(const Box& box, Recipe recipe, std::uint64_t chunk_bytes);
+// scales and at 8-byte words of the frame's rows otherwise, so that their digests add up to the step's. Each is at
+// most chunk_bytes of output unless one block row (one word) is more. chunk_bytes is not 0.
+[[nodiscard]] std::vector<Box> chunks_of(const Step& step, std::uint64_t chunk_bytes);
+// chunks_of(...).size(), without making them.
+[[nodiscard]] std::uint64_t count_chunks(const Step& step, std::uint64_t chunk_bytes);
 
 // ---- what one rank needs of it: the tables that the controller hands out ----
 
