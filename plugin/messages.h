@@ -27,12 +27,12 @@ struct Join {
   std::string run;
   Role role = Role::trainer;
   std::uint32_t rank = 0;
-  std::uint64_t incarnation = 0;      // random, of this process; never 0
-  std::string catalog;                // JSON, without addresses
-  std::uint64_t catalog_digest = 0;   // as the sender computed it: both sides must understand the same
-  std::string landing;                // a server's: "staged" or "in_place"
+  std::uint64_t incarnation = 0;     // random, of this process; never 0
+  std::string catalog;               // JSON, without addresses
+  std::uint64_t catalog_digest = 0;  // as the sender computed it: both sides must understand the same
+  std::string landing;               // a server's: "staged" or "in_place"
   std::uint64_t committed_version = 0;
-  std::uint64_t ready_version = 0;    // a server's that is verified but not committed; 0: none
+  std::uint64_t ready_version = 0;  // a server's that is verified but not committed; 0: none
   bool torn = false;
 };
 // Where region i of the catalog lies in the card: its landing memory (a shadow, or the live regions).
@@ -51,7 +51,7 @@ struct Connected {
   std::vector<std::string> paths;  // "server 1 over posix"
 };
 struct Heartbeat {
-  std::uint64_t sent_ms = 0;  // the member's own clock; echoed
+  std::uint64_t sent_ms = 0;     // the member's own clock; echoed
   std::uint64_t bytes_done = 0;  // of the update under way
 };
 struct Pushed {
@@ -83,7 +83,7 @@ struct PeerLost {  // a trainer: its endpoint to this rank failed
   std::uint32_t rank = 0;
   std::string cause;
 };
-struct Failed {  // this update cannot go on; `text` is worded by the one who decided
+struct Failed {               // this update cannot go on; `text` is worded by the one who decided
   std::uint64_t version = 0;  // 0: not about an update
   Code code = Code::internal;
   std::string text;
@@ -141,9 +141,9 @@ struct Done {
   std::string report;  // JSON
 };
 
-using Message = std::variant<Join, CardOffer, Connected, Heartbeat, Pushed, Armed, Sent, Ready, Committed, Quiesced,
-                             PeerLost, Failed, Leave, Refused, Welcome, Rejoin, TableOffer, Begin, Go, Echo, Commit,
-                             Abort, Drop, Done>;
+using Message =
+    std::variant<Join, CardOffer, Connected, Heartbeat, Pushed, Armed, Sent, Ready, Committed, Quiesced, PeerLost,
+                 Failed, Leave, Refused, Welcome, Rejoin, TableOffer, Begin, Go, Echo, Commit, Abort, Drop, Done>;
 
 [[nodiscard]] std::string_view type_of(const Message& message) noexcept;  // "join", "card_offer", ...
 

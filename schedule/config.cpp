@@ -274,7 +274,9 @@ struct Reader {
 }
 
 void read_section(Config& config, const Json& object, std::string_view section, const std::string& origin) {
-  for (const auto& [name, value] : object.items()) {
+  for (const auto& item : object.items()) {
+    const std::string& name = item.key();
+    const Json& value = item.value();
     const auto known = std::find_if(keys().begin(), keys().end(),
                                     [&](const Key& k) { return k.section == section && k.name == name; });
     const bool is_section = section.empty() && std::any_of(kSections.begin(), kSections.end(),
