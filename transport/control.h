@@ -19,8 +19,8 @@ namespace weightcast {
 // The shared secret: one CURVE key that controller and members hold. Never logged.
 class Secret {
  public:
-  // Reads a file that make_file() wrote. Throws Error: unavailable when it cannot be read, refused when others
-  // than the owner may read it, invalid_argument when it is not such a file.
+  // Reads a file that make_file() wrote: one line that names it, one with the key. Throws Error: unavailable when it
+  // cannot be read, refused when others than the owner may use it, invalid_argument when it is not such a file.
   [[nodiscard]] static Secret load(const std::string& path);
   // Creates `path` (mode 0600) with a new random key; refuses to overwrite. Throws Error.
   static void make_file(const std::string& path);
@@ -53,11 +53,14 @@ class ControlServer {
   ~ControlServer();
 
   [[nodiscard]] const std::string& address() const noexcept;  // with the port that was taken
-  // One frame, or nothing once the deadline passes or `wake_fd` becomes readable (-1: none).
+  // One frame, or nothing once the deadline passes or `wake_fd` becomes readable (-1: none). A frame that already
+  // waits comes first.
   [[nodiscard]] std::optional<ControlFrame> receive(Deadline deadline, int wake_fd);
   // Never blocks. False when that connection is gone or does not drain: the member is then as good as lost.
+  // More than kMaxControlBytes is the caller's mistake and throws Error{invalid_argument}.
   [[nodiscard]] bool send(const std::string& to, std::span<const std::uint8_t> bytes);
-  // Connections refused because they did not hold the secret, since the start.
+  // Connections refused because they did not prove that they hold the secret, since the start. A member that was
+  // refused dials again, and counts again.
   [[nodiscard]] std::uint64_t refused_connections() const noexcept;
 
  private:
@@ -73,10 +76,15 @@ class ControlClient {
   ControlClient& operator=(const ControlClient&) = delete;
   ~ControlClient();
 
+  // As above; also returns nothing, once, when refused() or connections() has changed.
   [[nodiscard]] std::optional<ControlFrame> receive(Deadline deadline, int wake_fd);
+  // Never blocks. A frame sent while there is no connection waits for the next one. False when too many wait.
   [[nodiscard]] bool send(std::span<const std::uint8_t> bytes);
-  // True once the controller refused this secret (CURVE handshake failure): waiting longer is pointless.
+  // True once the controller refused this secret: waiting longer is pointless. CURVE gives the refused end no
+  // reason, only a closed connection, so this means: several handshakes in a row were broken off by the other end.
   [[nodiscard]] bool refused() const noexcept;
+  // Handshakes completed. Each is a new connection, and a new ControlFrame::from, to the controller.
+  [[nodiscard]] std::uint64_t connections() const noexcept;
 
  private:
   struct State;
