@@ -1,0 +1,183 @@
+"""Catalogs: what one rank holds, as data for the core (the format is in schedule/FORMATS.md).
+
+A catalog entry ties a box of a checkpoint tensor to an extent of this rank's memory. Rules say how an engine's fused and
+tensor-parallel parameters are made of checkpoint tensors; applying them gives parameters made of parts, and with the
+arrays of the process these give entries. Nothing else maps names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from . import memory
+
+FORMAT = "weightcast.catalog/1"
+FP8_BLOCK = "fp8_e4m3_128x128_fp32"
+BLOCK = 128  # edge of a quantisation block, in elements
+
+Shape = tuple[int, ...]
+Manifest = Mapping[str, Shape]  # checkpoint tensor -> shape
+
+
+@dataclass(frozen=True)
+class Part:
+    """A box of a checkpoint tensor; `at` is the index of its first element in the parameter that holds it.
+
+    The parameter may have more axes than the tensor (an expert stack); its last axes are the tensor's. For the part of
+    a scale parameter, shape, offset and extent count blocks.
+    """
+
+    tensor: str
+    shape: Shape
+    offset: Shape
+    extent: Shape
+    at: Shape
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One array of a server rank: parts of checkpoint tensors in one recipe, with the array of their scales, if any."""
+
+    name: str
+    shape: Shape
+    recipe: str
+    parts: tuple[Part, ...]
+    scales: Parameter | None = None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How checkpoint tensors become a parameter; `{}` stands for the same text in every name.
+
+    The tensors are stacked along the first axis in the order given, each divided along axis `split` over the ranks of
+    a replica (None: every rank holds all of it).
+    """
+
+    tensors: tuple[str, ...]
+    parameter: str
+    split: int | None = None
+    recipe: str = "bf16"
+
+    def text_of(self, tensor: str) -> str | None:
+        """What `{}` stands for if `tensor` is the rule's first tensor."""
+        before, _, after = self.tensors[0].partition("{}")
+        if not (tensor.startswith(before) and tensor.endswith(after)) or len(tensor) < len(before) + len(after):
+            return None
+        return tensor[len(before) : len(tensor) - len(after)]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A trainer's piece of a tensor: an array and where it lies in the whole tensor of `shape`."""
+
+    array: Any
+    shape: Shape
+    offset: Shape
+
+
+def slice_of(shape: Shape, axis: int | None, rank: int, ranks: int) -> tuple[Shape, Shape]:
+    """Offset and extent of `rank`'s even share along `axis`; ValueError if it does not divide."""
+    if axis is None:
+        return (0,) * len(shape), shape
+    if shape[axis] % ranks:
+        raise ValueError(f"axis {axis} of shape {list(shape)} does not divide over {ranks} ranks")
+    share = shape[axis] // ranks
+    offset = tuple(share * rank if i == axis else 0 for i in range(len(shape)))
+    return offset, tuple(share if i == axis else n for i, n in enumerate(shape))
+
+
+def parameters_of(manifest: Manifest, rules: Sequence[Rule], rank: int, ranks: int) -> list[Parameter]:
+    """The parameters of a server rank. A tensor goes by the first rule that begins with it; ValueError if none places it."""
+    parameters, placed = [], set()
+    for tensor in manifest:
+        for rule in rules:
+            if (text := rule.text_of(tensor)) is None:
+                continue
+            names = [pattern.replace("{}", text) for pattern in rule.tensors]
+            if missing := [name for name in names if name not in manifest]:
+                raise ValueError(f"rule for {rule.parameter!r} needs {missing[0]!r}, which the manifest does not have")
+            placed.update(names)
+            parameters.append(_stack(rule, rule.parameter.replace("{}", text), names, manifest, rank, ranks))
+            break
+    if left := [tensor for tensor in manifest if tensor not in placed]:
+        raise ValueError(f"no rule places tensor {left[0]!r}; add one, or leave the tensor out of the manifest")
+    return parameters
+
+
+def _stack(rule: Rule, name: str, tensors: Sequence[str], manifest: Manifest, rank: int, ranks: int) -> Parameter:
+    parts, scale_parts, rows, scale_rows = [], [], 0, 0
+    for tensor in tensors:
+        shape = tuple(manifest[tensor])
+        try:
+            offset, extent = slice_of(shape, rule.split, rank, ranks)
+        except ValueError as error:
+            raise ValueError(f"tensor {tensor!r} for parameter {name!r}: {error}") from None
+        parts.append(Part(tensor, shape, offset, extent, (rows,) + (0,) * (len(shape) - 1)))
+        rows += extent[0]
+        if rule.recipe == FP8_BLOCK:
+            scale_parts.append(_scale_part(parts[-1], scale_rows))
+            scale_rows += scale_parts[-1].extent[0]
+    scales = None
+    if scale_parts:
+        scale_shape = (scale_rows, *scale_parts[0].extent[1:])
+        scales = Parameter(f"{name}_scale_inv", scale_shape, "fp32", tuple(scale_parts))
+    return Parameter(name, (rows, *parts[0].extent[1:]), rule.recipe, tuple(parts), scales)
+
+
+def _scale_part(part: Part, row: int) -> Part:
+    """The blocks of `part`, stacked at block row `row`: a ragged last block takes a row of its own."""
+    if any(o % BLOCK for o in part.offset):
+        raise ValueError(f"tensor {part.tensor!r}: offset {list(part.offset)} is not a multiple of {BLOCK}")
+    shape, extent = (tuple(math.ceil(n / BLOCK) for n in sizes) for sizes in (part.shape, part.extent))
+    return Part(part.tensor, shape, tuple(o // BLOCK for o in part.offset), extent, (row, *part.at[1:]))
+
+
+def server_catalog(rank: int, replica: int, parameters: Sequence[Parameter], arrays: Mapping[str, Any]) -> dict:
+    """The catalog of a server rank whose parameters (and scale parameters) lie in `arrays`, by name."""
+    regions, entries = memory.Regions(), []
+    for parameter in parameters:
+        first_scales = None
+        if parameter.scales:
+            first_scales = len(entries)
+            entries += _entries(parameter.scales, arrays, regions, {"is_scales": True})
+        for number, entry in enumerate(_entries(parameter, arrays, regions, {})):
+            if first_scales is not None:
+                entry["scales"] = first_scales + number
+            entries.append(entry)
+    return _catalog("server", rank, replica, regions, entries)
+
+
+def trainer_catalog(rank: int, shards: Mapping[str, Shard]) -> dict:
+    """The catalog of a trainer rank; `shards` by checkpoint tensor name."""
+    regions, entries = memory.Regions(), []
+    for tensor, shard in shards.items():
+        view = memory.view_of(shard.array)
+        if view.bytes:  # an uneven split leaves some ranks with nothing
+            box = {"tensor": tensor, "shape": shard.shape, "offset": shard.offset, "extent": view.shape}
+            entries.append(box | {"dtype": view.dtype} | regions.extent_of(view))
+    return _catalog("trainer", rank, 0, regions, entries)
+
+
+def _entries(parameter: Parameter, arrays: Mapping[str, Any], regions: memory.Regions, extra: dict) -> list[dict]:
+    if parameter.name not in arrays:
+        raise ValueError(f"parameter {parameter.name!r} has no array")
+    view = memory.view_of(arrays[parameter.name])
+    if view.shape != tuple(parameter.shape):
+        raise ValueError(f"parameter {parameter.name!r} has shape {list(view.shape)}, "
+                         f"but its parts make {list(parameter.shape)}")  # fmt: skip
+    if view.dtype not in memory.DTYPES_OF_RECIPE[parameter.recipe]:
+        raise ValueError(f"parameter {parameter.name!r} is {view.dtype}, but its recipe is {parameter.recipe}")
+    entries = []
+    for part in parameter.parts:
+        box = {"tensor": part.tensor, "shape": part.shape, "offset": part.offset, "extent": part.extent}
+        where = regions.extent_of(view, part.at, axes=len(part.shape))
+        entries.append(box | {"recipe": parameter.recipe} | where | {"parameter": parameter.name} | extra)
+    return entries
+
+
+def _catalog(role: str, rank: int, replica: int, regions: memory.Regions, entries: list[dict]) -> dict:
+    return {"format": FORMAT, "role": role, "rank": rank, "replica": replica, "regions": regions.listed(),
+            "entries": entries}  # fmt: skip
