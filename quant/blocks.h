@@ -25,6 +25,9 @@ class BlockGrid {
   [[nodiscard]] bool starts_block(std::int64_t col) const noexcept {
     return col == 0 || (col_in_block_ + col) % kBlock == 0;
   }
+  [[nodiscard]] bool starts_block_row(std::int64_t row) const noexcept {
+    return row == 0 || (row_in_block_ + row) % kBlock == 0;
+  }
   // How many columns the first block has in the matrix, if the matrix is wide enough.
   [[nodiscard]] std::int64_t first_width() const noexcept { return kBlock - col_in_block_; }
 

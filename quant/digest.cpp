@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "quant/digest_words.h"
+#include "quant/row_kernels.h"
 
 namespace weightcast {
 namespace {
@@ -63,9 +64,11 @@ Digest digest_row(const std::byte* memory, std::uint64_t row_bytes, std::uint64_
 
 Digest digest_rows(const std::byte* memory, std::uint64_t rows, std::uint64_t row_bytes, std::int64_t row_stride,
                    const DigestFrame& frame) noexcept {
+  const RowKernels* const kernels = best_row_kernels();
+  const MixWords mix_whole = kernels == nullptr ? mix_words : kernels->mix_words;
   Digest sum = 0;
   for (std::uint64_t row = 0; row < rows; ++row) {
-    sum += digest_row(memory + static_cast<std::int64_t>(row) * row_stride, row_bytes, row, frame, mix_words);
+    sum += digest_row(memory + static_cast<std::int64_t>(row) * row_stride, row_bytes, row, frame, mix_whole);
   }
   return sum;
 }

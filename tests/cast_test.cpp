@@ -62,3 +62,36 @@ TEST_CASE("every finite BF16 value under many scales becomes the nearest E4M3 co
     CHECK(wrong == 0);
   }
 }
+
+TEST_CASE("every kernel gives the bytes, the amax and the digest of the reference") {
+  std::mt19937 random(5);
+  std::vector<CastKernel> kernels;
+  for (const auto k : {CastKernel::avx2, CastKernel::avx512})
+    if (is_available(k)) kernels.push_back(k);
+  for (int round = 0; round < 200; ++round) {
+    const std::int64_t rows = 1 + random() % 200, cols = 1 + random() % 700;
+    std::vector<std::uint16_t> v(rows * cols);
+    for (auto& x : v) {
+      x = random();
+      if ((x & 0x7F80) == 0x7F80) x &= 0xBFFF;
+      if (random() % 2) x = (x & 0x81ff) | 0x3c00;
+    }
+    const auto s = bf16_rows(v, rows, cols);
+    const BlockOrigin o{static_cast<std::int64_t>(random() % 300), static_cast<std::int64_t>(random() % 300)};
+    const DigestFrame f{random(), 1000, random() % 100, random() % 20};
+    std::vector<float> a(blocks_touched(s, o)), b(a.size());
+    (void)block_amax(s, o, a, CastKernel::reference);
+    for (auto k : kernels) {
+      (void)block_amax(s, o, b, k);
+      CHECK(a == b);
+      for (auto recipe : {kFp8, Recipe::bf16}) {
+        std::vector<std::byte> x(rows * cols * 2), y(rows * cols * 2);
+        auto rx = cast(s, recipe, o, a, x.data(), cols * element_bytes(recipe), f, CastKernel::reference);
+        auto ry = cast(s, recipe, o, a, y.data(), cols * element_bytes(recipe), f, k);
+        CHECK(x == y);
+        CHECK(rx.digest == ry.digest);
+      }
+      CHECK(inspect(s, f, k).digest == inspect(s, f, CastKernel::reference).digest);
+    }
+  }
+}
