@@ -1,0 +1,120 @@
+#include "schedule/proof_geometry.h"
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+
+#include "quant/recipe.h"
+
+namespace weightcast::proof {
+
+std::int64_t block_edge(int axes, int axis) noexcept { return axis >= axes - 2 ? kBlock : 1; }
+
+Box blocks_touched(const Box& box) noexcept {
+  Box blocks;
+  blocks.axes = box.axes;
+  for (int axis = 0; axis < box.axes; ++axis) {
+    const auto a = static_cast<std::size_t>(axis);
+    const auto edge = block_edge(box.axes, axis);
+    blocks.offset[a] = box.offset[a] / edge;
+    blocks.extent[a] = (box.offset[a] + box.extent[a] + edge - 1) / edge - blocks.offset[a];
+  }
+  return blocks;
+}
+
+Box elements_of_block(const Box& block, const Box& tensor) noexcept {
+  Box box;
+  box.axes = block.axes;
+  for (int axis = 0; axis < block.axes; ++axis) {
+    const auto a = static_cast<std::size_t>(axis);
+    const auto edge = block_edge(block.axes, axis);
+    box.offset[a] = block.offset[a] * edge;
+    box.extent[a] = std::min(edge, tensor.extent[a] - box.offset[a]);
+  }
+  return box;
+}
+
+std::int64_t block_number(const Box& block, const Box& tensor) noexcept {
+  const Box grid = blocks_touched(tensor);
+  std::int64_t number = 0;
+  for (std::size_t axis = 0; axis < block.axes; ++axis) number = number * grid.extent[axis] + block.offset[axis];
+  return number;
+}
+
+void subtract(std::vector<Box>& boxes, const Box& part) {
+  std::vector<Box> left;
+  for (Box box : boxes) {
+    const auto common = intersect(box, part);
+    if (!common) {
+      left.push_back(box);
+      continue;
+    }
+    // Peel off what lies before and after `common`, axis by axis; what remains of `box` is `common` itself.
+    for (std::size_t axis = 0; axis < box.axes; ++axis) {
+      const auto common_end = common->offset[axis] + common->extent[axis];
+      const auto end = box.offset[axis] + box.extent[axis];
+      Box before = box;
+      before.extent[axis] = common->offset[axis] - box.offset[axis];
+      if (before.extent[axis] > 0) left.push_back(before);
+      Box after = box;
+      after.offset[axis] = common_end;
+      after.extent[axis] = end - common_end;
+      if (after.extent[axis] > 0) left.push_back(after);
+      box.offset[axis] = common->offset[axis];
+      box.extent[axis] = common->extent[axis];
+    }
+  }
+  boxes.swap(left);
+}
+
+std::vector<Run> runs_of(const Entry& entry, const Box& box, std::uint64_t element_bytes) {
+  struct Axis {
+    std::int64_t stride;
+    std::int64_t extent;
+  };
+  auto first = static_cast<std::int64_t>(entry.byte_offset);
+  std::vector<Axis> axes;
+  for (std::size_t axis = 0; axis < box.axes; ++axis) {
+    first += (box.offset[axis] - entry.box.offset[axis]) * entry.strides_bytes[axis];
+    if (box.extent[axis] > 1) axes.push_back({entry.strides_bytes[axis], box.extent[axis]});
+  }
+  std::sort(axes.begin(), axes.end(), [](const Axis& a, const Axis& b) { return a.stride < b.stride; });
+
+  auto run_bytes = static_cast<std::int64_t>(element_bytes);
+  std::size_t walked = 0;  // axes before it are part of a run
+  while (walked < axes.size() && axes[walked].stride == run_bytes) run_bytes *= axes[walked++].extent;
+
+  std::vector<Run> runs;
+  std::array<std::int64_t, kMaxAxes> index{};
+  for (std::int64_t at = first;;) {
+    runs.push_back({static_cast<std::uint64_t>(at), static_cast<std::uint64_t>(at + run_bytes)});
+    auto axis = walked;
+    for (; axis < axes.size(); ++axis) {
+      at += axes[axis].stride;
+      if (++index[axis] < axes[axis].extent) break;
+      at -= axes[axis].stride * axes[axis].extent;
+      index[axis] = 0;
+    }
+    if (axis == axes.size()) return runs;
+  }
+}
+
+bool fits(const Entry& entry, std::uint64_t element_bytes, std::uint64_t region_bytes) noexcept {
+  constexpr std::uint64_t kMost = std::uint64_t{1} << 62;
+  if (region_bytes > kMost || entry.byte_offset > region_bytes) return false;
+  std::int64_t total = static_cast<std::int64_t>(element_bytes);
+  auto low = static_cast<std::int64_t>(entry.byte_offset);
+  auto high = low;
+  for (std::size_t axis = 0; axis < entry.box.axes; ++axis) {
+    std::int64_t reach = 0;
+    if (entry.box.extent[axis] < 1 || __builtin_mul_overflow(total, entry.box.extent[axis], &total) ||
+        __builtin_mul_overflow(entry.box.extent[axis] - 1, entry.strides_bytes[axis], &reach) ||
+        __builtin_add_overflow(reach < 0 ? low : high, reach, reach < 0 ? &low : &high)) {
+      return false;
+    }
+  }
+  const auto region = static_cast<std::int64_t>(region_bytes);
+  return total <= region && low >= 0 && high <= region - static_cast<std::int64_t>(element_bytes);
+}
+
+}  // namespace weightcast::proof

@@ -1,0 +1,52 @@
+// Geometry of the proof: blocks, coverage and physical runs of bytes. For proof*.cpp only; the planner has its own,
+// so that an error in one of them shows.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "schedule/box.h"
+#include "schedule/catalog.h"
+
+namespace weightcast::proof {
+
+// Blocks span the last two axes (one axis: the last); along outer axes each index has its own.
+[[nodiscard]] std::int64_t block_edge(int axes, int axis) noexcept;
+// Block coordinates of every block that `box` touches.
+[[nodiscard]] Box blocks_touched(const Box& box) noexcept;
+// The elements of one block, given as a box of block coordinates of extent 1, of a tensor of this shape.
+[[nodiscard]] Box elements_of_block(const Box& block, const Box& tensor) noexcept;
+// A number for each block, unique within a tensor.
+[[nodiscard]] std::int64_t block_number(const Box& block, const Box& tensor) noexcept;
+
+template <class Visit>
+void for_each_block(const Box& blocks, Visit&& visit) {
+  Box block = blocks;
+  block.extent.fill(0);
+  for (std::size_t axis = 0; axis < blocks.axes; ++axis) block.extent[axis] = 1;
+  for (std::int64_t left = elements(blocks); left > 0; --left) {
+    visit(static_cast<const Box&>(block));
+    for (auto axis = static_cast<std::size_t>(blocks.axes); axis-- > 0;) {
+      if (++block.offset[axis] < blocks.offset[axis] + blocks.extent[axis]) break;
+      block.offset[axis] = blocks.offset[axis];
+    }
+  }
+}
+
+// Removes the elements of `part` from a set of disjoint boxes. Empty afterwards: the parts covered everything.
+void subtract(std::vector<Box>& boxes, const Box& part);
+
+// A contiguous run of bytes of a region.
+struct Run {
+  std::uint64_t begin = 0;
+  std::uint64_t end = 0;
+};
+// The bytes of `box` (inside entry.box) in the entry's region, as few runs as the strides allow, in no order.
+// The entry lies within its region, which has been checked.
+[[nodiscard]] std::vector<Run> runs_of(const Entry& entry, const Box& box, std::uint64_t element_bytes);
+
+// True when every element of the entry lies inside a region of so many bytes (strides of any sign) and the entry
+// is not larger than the region. No overflow, whatever the catalog says.
+[[nodiscard]] bool fits(const Entry& entry, std::uint64_t element_bytes, std::uint64_t region_bytes) noexcept;
+
+}  // namespace weightcast::proof

@@ -1,0 +1,266 @@
+#include "schedule/proof.h"
+
+#include <doctest/doctest.h>
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "transport/base/status.h"
+
+using namespace weightcast;
+
+namespace {
+
+constexpr auto kFp8 = Recipe::fp8_e4m3_128x128_fp32;
+
+Entry entry(std::string tensor, std::vector<std::int64_t> shape, Box box, std::uint32_t region, std::uint64_t offset,
+            std::int64_t row_bytes, std::int64_t element_bytes) {
+  Entry e;
+  e.tensor = std::move(tensor);
+  e.shape = std::move(shape);
+  e.box = box;
+  e.region = region;
+  e.byte_offset = offset;
+  e.strides_bytes = {row_bytes, element_bytes};
+  if (box.axes == 1) e.strides_bytes = {element_bytes};
+  return e;
+}
+
+// A server's FP8 entry at index `scales - 1` with its scales in region 1.
+std::pair<Entry, Entry> fp8(Box box, Box blocks, std::uint64_t offset, std::int64_t row_bytes, std::uint32_t scales) {
+  auto values = entry("w", {256, 256}, box, 0, offset, row_bytes, 1);
+  values.recipe = kFp8;
+  values.scales = scales;
+  auto of_blocks = entry("w", {256, 256}, blocks, 1, 0, blocks.extent[1] * 4, 4);
+  of_blocks.recipe = kFp8;
+  of_blocks.is_scales = true;
+  return {values, of_blocks};
+}
+
+// w: 256 x 256, rows cut at 144 over two trainers, so that the blocks of its second block row straddle them; norm: 64
+// values on trainer 0. Server 0 holds both, w in rows of 512 bytes at 0 and norm behind them; server 1 the right half
+// of w.
+struct World {
+  Catalogs catalogs;
+  Plan plan;
+};
+
+Catalogs two_to_two() {
+  Catalog first{Role::trainer, 0, 0, {{"shard", 100000}}, {}};
+  first.entries = {entry("w", {256, 256}, {2, {0, 0}, {144, 256}}, 0, 0, 512, 2),
+                   entry("norm", {64}, {1, {0}, {64}}, 0, 90000, 0, 2)};
+  Catalog second{Role::trainer, 1, 0, {{"shard", 100000}}, {}};
+  second.entries = {entry("w", {256, 256}, {2, {144, 0}, {112, 256}}, 0, 0, 512, 2)};
+
+  Catalog whole_model{Role::server, 0, 0, {{"weights", 131072}, {"scales", 16}}, {}};
+  const auto [values, scales] = fp8({2, {0, 0}, {256, 256}}, {2, {0, 0}, {2, 2}}, 0, 512, 1);
+  auto norm = entry("norm", {64}, {1, {0}, {64}}, 0, 130944, 0, 2);
+  whole_model.entries = {values, scales, norm};
+  Catalog half{Role::server, 1, 1, {{"weights", 32768}, {"scales", 8}}, {}};
+  const auto [right, right_scales] = fp8({2, {0, 128}, {256, 128}}, {2, {0, 1}, {2, 1}}, 0, 128, 1);
+  half.entries = {right, right_scales};
+  return {{first, second}, {whole_model, half}};
+}
+
+World world() {
+  World w{two_to_two(), {}};
+  const Box all{2, {0, 0}, {256, 256}};
+  const Box right{2, {0, 128}, {256, 128}};
+  const Box blocks{2, {0, 0}, {2, 2}};
+  const Box right_blocks{2, {0, 1}, {2, 1}};
+  const auto to = [](std::uint32_t server, std::uint32_t index) {
+    return std::vector<Destination>{{server, index, std::nullopt}};
+  };
+  w.plan.chunk_bytes = 1 << 20;
+  w.plan.steps = {
+      {0, 0, {2, {0, 0}, {144, 256}}, kFp8, all, to(0, 0), 1, true, 0},
+      {0, 0, {2, {0, 128}, {144, 128}}, kFp8, right, to(1, 0), 1, true, 0},
+      {0, 1, {1, {0}, {64}}, Recipe::bf16, {1, {0}, {64}}, to(0, 2), 1, false, 0},
+      {1, 0, {2, {144, 0}, {112, 256}}, kFp8, all, to(0, 0), 1, true, 0},
+      {1, 0, {2, {144, 128}, {112, 128}}, kFp8, right, to(1, 0), 1, true, 0},
+  };
+  w.plan.scale_steps = {
+      {0, 0, {2, {0, 0}, {1, 2}}, blocks, to(0, 1)},
+      {1, 0, {2, {1, 0}, {1, 2}}, blocks, to(0, 1)},
+      {1, 0, {2, {1, 1}, {1, 1}}, right_blocks, to(1, 1)},
+      {0, 0, {2, {0, 1}, {1, 1}}, right_blocks, to(1, 1)},
+  };
+  const Box second_row{2, {1, 0}, {1, 2}};
+  w.plan.amax = {{0, 1, {{0, 0, second_row}}}, {1, 0, {{0, 0, second_row}}}};
+  w.plan.trainer_bytes = {144 * 256 + 144 * 128 + 128 + 8 + 4, 112 * 256 + 112 * 128 + 8 + 4};
+  w.plan.server_bytes = {65536 + 128 + 16, 32768 + 8};
+  return w;
+}
+
+// What the proof says of the world after a change; empty when it holds.
+std::string violation(const std::function<void(World&)>& change) {
+  auto changed = world();
+  change(changed);
+  try {
+    static_cast<void>(prove(changed.plan, changed.catalogs));
+  } catch (const Error& error) {
+    CHECK(error.code() == Code::corrupted);
+    const std::string text = error.what();
+    const std::string prefix = "the plan is wrong and is not used: ";
+    REQUIRE(text.starts_with(prefix));
+    return text.substr(prefix.size());
+  }
+  return "";
+}
+
+}  // namespace
+
+TEST_CASE("a right plan is proved, with its figures") {
+  const auto w = world();
+  const auto proof = prove(w.plan, w.catalogs);
+  CHECK(proof.destination_bytes == 65536 + 128 + 16 + 32768 + 8);
+  CHECK(proof.put_extents == 256 + 1 + 2 + 2 + 2);  // server 0's rows are 512 bytes apart, server 1's lie end to end
+  CHECK(proof.scales == 6);
+  CHECK(proof.straddling_blocks == 2);
+}
+
+TEST_CASE("bytes that nobody writes are named") {
+  CHECK(violation([](World& w) { w.plan.steps.erase(w.plan.steps.begin() + 3); }) ==
+        "bytes 73728 to 73984 of region \"weights\" of server 0 are written by nobody; they belong to its entry 0 "
+        "(w [0:256, 0:256])");
+  CHECK(violation([](World& w) { w.plan.steps[2].box.extent[0] = 60; }) ==
+        "bytes 131064 to 131072 of region \"weights\" of server 0 are written by nobody; they belong to its entry 2 "
+        "(norm [0:64])");
+  CHECK(violation([](World& w) {
+          w.plan.steps[4].box = {2, {152, 128}, {104, 128}};
+        }).find("bytes 18432 to 19456 of region \"weights\" of server 1 are written by nobody") == 0);
+}
+
+TEST_CASE("bytes that are written twice are named, with both steps") {
+  CHECK(violation([](World& w) { w.plan.steps.push_back(w.plan.steps[2]); }) ==
+        "bytes 130944 to 131072 of region \"weights\" of server 0, in its entry 2, are written twice: by step 2 "
+        "(trainer 0 sends norm [0:64]) and by step 5 (trainer 0 sends norm [0:64])");
+  CHECK(violation([](World& w) {
+          w.plan.steps[0].destinations.push_back(w.plan.steps[0].destinations[0]);
+        }).find("are written twice: by step 0 (trainer 0 sends w [0:144, 0:256]) and by step 0") != std::string::npos);
+}
+
+TEST_CASE("a trainer that sends what it does not hold is named") {
+  CHECK(violation([](World& w) { w.plan.steps[0].trainer = 1; }) ==
+        "step 0 (trainer 1 sends w [0:144, 0:256]), but holds [144:256, 0:256] in its entry 0");
+  CHECK(violation([](World& w) { w.plan.steps[0].box.offset[0] = 1; }).find("but holds [0:144, 0:256]") !=
+        std::string::npos);
+  CHECK(violation([](World& w) { w.plan.steps[2].entry = 0; }).find("step 2 (trainer 0 sends w [0:64])") == 0);
+  CHECK(violation([](World& w) { w.plan.steps[2].entry = 2; }).find("step 2 is for entry 2 of trainer 0") == 0);
+  CHECK(violation([](World& w) { w.plan.steps[2].trainer = 2; }) ==
+        "step 2 is for trainer 2, but there are 2 trainers");
+  CHECK(violation([](World& w) { w.plan.steps[2].box.extent[0] = 0; }).find("but holds") != std::string::npos);
+}
+
+TEST_CASE("a destination that does not take what is sent is named") {
+  CHECK(violation([](World& w) { w.plan.steps[0].destinations[0].entry = 2; }) ==
+        "step 0 (trainer 0 sends w [0:144, 0:256]) goes to entry 2 of server 0, which holds norm");
+  CHECK(violation([](World& w) { w.plan.steps[0].destinations[0].entry = 1; }).find("which holds the scales of w") !=
+        std::string::npos);
+  CHECK(violation([](World& w) { w.plan.steps[0].destinations[0].server = 1; })
+            .find("counts in the frame [0:256, 0:256], "
+                  "but entry 0 of server 1") != std::string::npos);
+  CHECK(violation([](World& w) { w.plan.steps[0].destinations[0].server = 7; }).find("there are 2 servers") !=
+        std::string::npos);
+  CHECK(violation([](World& w) { w.plan.steps[0].destinations[0].entry = 3; }).find("which has 3 entries") !=
+        std::string::npos);
+  CHECK(violation([](World& w) {
+          w.plan.steps[0].destinations[0].relay = 1;
+        }).find("relayed routes are not supported") != std::string::npos);
+  CHECK(violation([](World& w) { w.plan.steps[0].destinations.clear(); }).find("to nobody") != std::string::npos);
+  CHECK(violation([](World& w) { w.plan.steps[2].recipe = Recipe::fp16; }) ==
+        "step 2 (trainer 0 sends norm [0:64]) as fp16, but entry 2 of server 0 holds bf16");
+  CHECK(violation([](World& w) { w.plan.steps[1].frame.offset[0] = -1; }).find("counts in the frame") !=
+        std::string::npos);
+  CHECK(violation([](World& w) { w.plan.steps[0].signal = 1; }).find("signal 1") != std::string::npos);
+  CHECK(violation([](World& w) { w.catalogs.servers[0].entries[2].shape = {128}; }).find("another shape") !=
+        std::string::npos);
+}
+
+TEST_CASE("each scale is written once, by one who has all of its block") {
+  CHECK(violation([](World& w) { w.plan.scale_steps.erase(w.plan.scale_steps.begin()); }) ==
+        "bytes 0 to 8 of region \"scales\" of server 0 are written by nobody; they belong to its entry 1 (scales of w "
+        "[0:2, 0:2])");
+  CHECK(violation([](World& w) {
+          w.plan.scale_steps.push_back(w.plan.scale_steps[2]);
+        }).find("bytes 4 to 8 of region \"scales\" of server 1, in its entry 1, are written twice: by scale step 2") ==
+        0);
+  CHECK(violation([](World& w) { w.plan.scale_steps[0].trainer = 1; }) ==
+        "scale step 0 (trainer 1 sends the scales of w blocks [0:1, 0:2]), but its entry 0 holds [144:256, 0:256]");
+  CHECK(violation([](World& w) {
+          w.plan.scale_steps[2].destinations[0].entry = 0;
+        }).find("which holds the values of w") != std::string::npos);
+  CHECK(violation([](World& w) { w.plan.scale_steps[2].frame.extent[0] = 1; }).find("outside its frame") !=
+        std::string::npos);
+  CHECK(violation([](World& w) {
+          w.catalogs.servers[1].entries[0].scales.reset();
+        }).find("has no entry with the scales") != std::string::npos);
+}
+
+TEST_CASE("who casts a part of a block must be given the amax of the rest") {
+  CHECK(violation([](World& w) { w.plan.amax.erase(w.plan.amax.begin()); }) ==
+        "step 3 (trainer 1 sends w [144:256, 0:256]) needs the amax of block [1:2, 0:1] but nobody sends its trainer "
+        "that of [128:144, 0:128]");
+  CHECK(violation([](World& w) {
+          w.plan.amax[1].runs[0].blocks.extent[1] = 1;
+        }).find("step 0 (trainer 0 sends w [0:144, 0:256]) needs the amax of block [1:2, 1:2]") == 0);
+  CHECK(violation([](World& w) { w.plan.steps[4].needs_amax = false; }).find("without waiting for the amax exchange") !=
+        std::string::npos);
+  CHECK(violation([](World& w) { w.plan.amax.push_back(w.plan.amax[0]); }) ==
+        "two amax messages from trainer 0 to trainer 1");
+  CHECK(violation([](World& w) { w.plan.amax[0].runs.push_back(w.plan.amax[0].runs[0]); }) ==
+        "trainer 0 sends the amax of block 2 of w twice to trainer 1");
+  CHECK(violation([](World& w) { w.plan.amax[0].runs[0].from_entry = 1; }).find("these are two tensors") !=
+        std::string::npos);
+  CHECK(violation([](World& w) {
+          w.plan.amax[0].runs[0].from_entry = 9;
+        }).find("entry 9 of trainer 0, which does not") != std::string::npos);
+  CHECK(violation([](World& w) { w.plan.amax[1].runs[0].blocks.offset[0] = 0; }).find("not both have a part") !=
+        std::string::npos);
+}
+
+TEST_CASE("the totals that people read are those of the steps") {
+  CHECK(violation([](World& w) { w.plan.trainer_bytes[1] += 1; }) ==
+        "trainer 1 sends 43020 bytes, but the plan's total says 43021");
+  CHECK(violation([](World& w) { w.plan.server_bytes[0] = 0; }) ==
+        "server 0 takes 65680 bytes, but the plan's total says 0");
+  CHECK(violation([](World& w) { w.plan.server_bytes.pop_back(); }) == "totals for 1 servers, but there are 2");
+}
+
+TEST_CASE("parts of a block may overlap, when trainers hold the same rows") {
+  auto w = world();
+  w.catalogs.trainers[1].entries[0].box = {2, {128, 0}, {128, 256}};  // rows 128 to 144 are held twice
+  CHECK(prove(w.plan, w.catalogs).straddling_blocks == 2);
+}
+
+TEST_CASE("catalogs that cannot be true are refused before anything is counted") {
+  CHECK(violation([](World& w) {
+          w.catalogs.servers[0].regions[0].bytes = 131071;
+        }).find("entry 2 of server 0 (norm) does not lie inside a region") == 0);
+  CHECK(violation([](World& w) {
+          w.catalogs.servers[0].entries[2].byte_offset = 512 * 255 + 255;
+        }).find("entries 0 (w) and 2 (norm) of server 0 share bytes 130815 to 130816") == 0);
+  CHECK(violation([](World& w) { w.catalogs.servers[0].entries[0].strides_bytes[0] = 128; }).find("does not lie") ==
+        std::string::npos);
+  CHECK(violation([](World& w) { w.catalogs.servers[0].entries[0].strides_bytes[0] = 128; }).find("share") !=
+        std::string::npos);
+  CHECK(violation([](World& w) {
+          w.catalogs.servers[1].entries[0].strides_bytes[0] = INT64_MAX;
+        }).find("does not lie") != std::string::npos);
+  CHECK(violation([](World& w) {
+          w.catalogs.trainers[0].entries[0].box.offset[0] = 200;
+        }).find("not inside its tensor") != std::string::npos);
+  CHECK(violation([](World& w) { w.catalogs.trainers[1].rank = 0; }).find("is that of trainer 0") != std::string::npos);
+}
+
+TEST_CASE("a scale entry and values in any axis order of strides are swept by their bytes") {
+  auto w = world();
+  // Server 1 keeps w column-major: the same plan, other addresses.
+  auto& right = w.catalogs.servers[1].entries[0];
+  right.strides_bytes = {1, 256};
+  const auto proof = prove(w.plan, w.catalogs);
+  CHECK(proof.destination_bytes == 65536 + 128 + 16 + 32768 + 8);
+  CHECK(proof.put_extents == 256 + 1 + 2 + 128 * 2 + 2);
+}
