@@ -282,6 +282,18 @@ TEST_CASE("a taken port is named, with what to do") {
   CHECK(names(error, "another controller"));
 }
 
+TEST_CASE("too few file descriptors are an error, not an abort") {
+  const Secret secret = new_secret();
+  rlimit before{};
+  REQUIRE(::getrlimit(RLIMIT_NOFILE, &before) == 0);
+  const rlimit few{16, before.rlim_max};
+  ::setrlimit(RLIMIT_NOFILE, &few);
+  const Error error = error_of([&] { const ControlServer server(kAnyPort, secret); });
+  ::setrlimit(RLIMIT_NOFILE, &before);
+  CHECK(error.code() == Code::unavailable);
+  CHECK(names(error, "ulimit -n"));
+}
+
 TEST_CASE("an address that cannot be is refused") {
   const Secret secret = new_secret();
   for (const char* address : {"", "127.0.0.1:5710", "ipc:///tmp/x", "tcp://127.0.0.1:99999", "tcp://127.0.0.1:",
