@@ -1,0 +1,311 @@
+// One update: pushed by every trainer, armed by every server, moved, verified, committed replica by replica.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "plugin/controller_core.h"
+
+namespace weightcast {
+namespace {
+
+// A token tells the attempts of one version, and of one controller, apart (splitmix64).
+std::uint64_t token_of(std::uint64_t incarnation, std::uint64_t attempt) {
+  std::uint64_t x = incarnation + attempt * 0x9E3779B97F4A7C15ULL;
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ULL;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBULL;
+  return x ^ (x >> 31);
+}
+
+double seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
+
+}  // namespace
+
+void ControllerCore::count_control_bytes(const Message& message, std::uint64_t bytes) {
+  if (std::holds_alternative<Heartbeat>(message) || std::holds_alternative<Echo>(message)) return;
+  if (update_) update_->control_bytes += bytes;
+}
+
+bool ControllerCore::takes_part(const Member& member) const {
+  return member.active && update_ &&
+         (member.join.role == Role::trainer || update_->replicas.contains(member.catalog.replica));
+}
+
+bool ControllerCore::replica_all(std::uint32_t replica, bool Member::*flag) const {
+  return std::all_of(members_.begin(), members_.end(), [&](const auto& item) {
+    const Member& member = item.second;
+    return member.join.role != Role::server || !member.active || member.catalog.replica != replica || member.*flag;
+  });
+}
+
+// "server 1, server 3": those whose flag is still missing; empty when there is none.
+std::string ControllerCore::waiting_for(Role role, bool Member::*flag) const {
+  std::string text;
+  for (const auto& [key, member] : members_) {
+    if (key.role != role || !takes_part(member) || member.*flag) continue;
+    if (!text.empty()) text += ", ";
+    text += to_string(key);
+  }
+  return text;
+}
+
+void ControllerCore::on_pushed(Member& member, std::uint64_t version) {
+  if (version <= decided_version_) {
+    send(member, Abort{version, false, Code::invalid_argument,
+                       fmt::format("version {} is not above version {}, which is committed: versions only grow",
+                                   version, decided_version_)});
+    return;
+  }
+  const bool first =
+      std::none_of(members_.begin(), members_.end(), [](const auto& item) { return item.second.pushed_version != 0; });
+  if (first) first_push_ = now_;
+  member.pushed_version = version;
+  try_begin();
+}
+
+void ControllerCore::try_begin() {
+  if (state_ != ClusterState::idle) return;
+  std::set<std::uint64_t> versions;
+  each_active(Role::trainer, [&](const RankKey&, const Member& member) { versions.insert(member.pushed_version); });
+  if (versions.contains(0) || versions.empty()) return;
+  if (versions.size() == 1) {
+    begin(*versions.begin());
+    return;
+  }
+  std::string text = "the trainers push different versions:";
+  each_active(Role::trainer, [&](const RankKey& key, const Member& member) {
+    text += fmt::format(" {} pushes {};", to_string(key), member.pushed_version);
+  });
+  text += " push the same number everywhere";
+  each_active(Role::trainer, [&](const RankKey&, Member& member) {
+    send(member, Abort{std::exchange(member.pushed_version, 0), false, Code::invalid_argument, text});
+  });
+}
+
+void ControllerCore::begin(std::uint64_t version) {
+  update_.emplace();
+  update_->version = version;
+  update_->token = token_of(incarnation_, ++attempts_);
+  update_->stage_began = now_;
+  state_ = ClusterState::arming;
+  for (auto& [key, member] : members_) {
+    member.armed = member.sent = member.ready = member.commit_told = member.committed = member.quiesced = false;
+    member.bytes_done = 0;
+    if (key.role == Role::server && member.active) update_->replicas.insert(member.catalog.replica);
+  }
+  each_active(Role::server, [&](const RankKey&, const Member& member) {
+    send(member, Begin{version, update_->token});
+  });
+}
+
+void ControllerCore::on_armed(Member& member, std::uint64_t version) {
+  if (!in_update() || version != update_->version) return;
+  member.armed = true;
+  check_progress();
+}
+
+void ControllerCore::on_sent(Member& member, const Sent& sent) {
+  if (!in_update() || sent.version != update_->version) return;
+  member.sent = true;
+  member.pushed_version = 0;
+  update_->bytes += sent.bytes;
+  update_->cast_s += sent.cast_seconds;
+  check_quiesced();
+  check_progress();
+}
+
+void ControllerCore::on_ready(Member& member, const Ready& ready) {
+  if (!in_update() || ready.version != update_->version || !takes_part(member)) return;
+  member.ready = true;
+  update_->verify_s = std::max(update_->verify_s, ready.verify_seconds);
+  check_progress();
+}
+
+void ControllerCore::on_committed(Member& member, const Committed& committed) {
+  member.join.committed_version = std::max(member.join.committed_version, committed.version);
+  member.join.torn = false;
+  decided_version_ = std::max(decided_version_, committed.version);
+  if (!in_update() || committed.version != update_->version) return;
+  member.committed = true;
+  update_->stall_ms = std::max(update_->stall_ms, committed.stall_ms);
+  check_progress();
+}
+
+// Takes the update to its next stage as soon as everyone has answered.
+void ControllerCore::check_progress() {
+  if (!in_update() || state_ == ClusterState::aborting) return;
+  if (state_ == ClusterState::arming && waiting_for(Role::server, &Member::armed).empty()) {
+    state_ = ClusterState::moving;
+    update_->stage_began = update_->go = now_;
+    update_->gone = true;
+    each_active(Role::trainer, [&](const RankKey&, const Member& member) {
+      send(member, Go{update_->version, update_->token});
+    });
+  }
+  if (state_ == ClusterState::moving) {
+    for (const std::uint32_t replica : update_->replicas) {
+      if (replica_all(replica, &Member::ready)) commit_replica(replica);
+    }
+    if (waiting_for(Role::trainer, &Member::sent).empty() && waiting_for(Role::server, &Member::ready).empty()) {
+      state_ = ClusterState::committing;
+      update_->stage_began = now_;
+      update_->transfer_s = seconds(now_ - update_->go);
+    }
+  }
+  if (state_ == ClusterState::committing && waiting_for(Role::server, &Member::committed).empty()) finish();
+}
+
+void ControllerCore::commit_replica(std::uint32_t replica) {
+  each_active(Role::server, [&](const RankKey&, Member& member) {
+    if (member.catalog.replica != replica || member.commit_told) return;
+    member.commit_told = true;
+    send(member, Commit{update_->version});
+    decided_version_ = std::max(decided_version_, update_->version);
+  });
+}
+
+void ControllerCore::drop_replica(std::uint32_t replica, std::uint32_t lost_rank, const std::string& why) {
+  update_->replicas.erase(replica);
+  Drop drop{{lost_rank}};
+  each_active(Role::server, [&](const RankKey& key, const Member& member) {
+    if (member.catalog.replica != replica) return;
+    drop.servers.push_back(key.rank);
+    if (!member.commit_told && state_ != ClusterState::aborting) {
+      send(member,
+           Abort{update_->version, false, Code::aborted,
+                 fmt::format("replica {} takes no part in version {} any more: {}", replica, update_->version, why)});
+    }
+  });
+  if (state_ == ClusterState::aborting) return;
+  if (update_->replicas.empty()) {
+    abort_update(Code::unreachable, fmt::format("{}; no whole replica is left for version {}", why, update_->version),
+                 false);
+    return;
+  }
+  each_active(Role::trainer, [&](const RankKey&, const Member& member) { send(member, drop); });
+}
+
+void ControllerCore::abort_update(Code code, const std::string& text, bool retire) {
+  if (state_ != ClusterState::aborting) {
+    update_->failure = Status(code, text);
+    note(true, "version {} aborted: {}", update_->version, text);
+    state_ = ClusterState::aborting;
+    update_->stage_began = now_;
+    each_active(Role::trainer, [&](const RankKey&, Member& member) {
+      member.pushed_version = 0;
+      send(member, Abort{update_->version, false, code, text});
+    });
+    each_active(Role::server, [&](const RankKey&, Member& member) {
+      if (!member.commit_told) send(member, Abort{update_->version, retire, code, text});
+    });
+  } else if (retire) {
+    each_active(Role::server, [&](const RankKey&, Member& member) {
+      if (!member.commit_told) send(member, Abort{update_->version, true, code, text});
+    });
+  }
+  if (retire) {
+    each_active(Role::server, [&](const RankKey&, Member& member) {
+      if (member.commit_told) return;
+      member.card.reset();  // its next card comes with the new shadow
+      membership_changed_ = true;
+    });
+  }
+  check_quiesced();
+}
+
+// Rest is reached when no live trainer has a put in flight.
+void ControllerCore::check_quiesced() {
+  if (state_ != ClusterState::aborting) return;
+  bool quiet = true;
+  each_active(Role::trainer,
+              [&](const RankKey&, const Member& member) { quiet = quiet && (member.quiesced || member.sent); });
+  if (!quiet) return;
+  update_.reset();
+  state_ = membership_changed_ ? ClusterState::gathering : ClusterState::idle;
+  try_begin();
+}
+
+void ControllerCore::finish() {
+  const std::string text = report();
+  decided_version_ = std::max(decided_version_, update_->version);
+  note(false, "version {} done: {}", update_->version, text);
+  each_active(Role::trainer, [&](const RankKey&, const Member& member) { send(member, Done{update_->version, text}); });
+  update_.reset();
+  state_ = membership_changed_ ? ClusterState::gathering : ClusterState::idle;
+  try_begin();
+}
+
+void ControllerCore::check_update_bounds() {
+  const Milliseconds update_bound(config_.times.update_ms);
+  if (!in_update()) {
+    if (now_ - first_push_ <= update_bound) return;
+    std::string missing;
+    each_active(Role::trainer, [&](const RankKey& key, const Member& member) {
+      if (member.pushed_version == 0) missing += (missing.empty() ? "" : ", ") + to_string(key);
+    });
+    if (missing.empty()) missing = reason_;
+    for (auto& [key, member] : members_) {
+      if (member.pushed_version == 0) continue;
+      const std::uint64_t version = std::exchange(member.pushed_version, 0);
+      send(member, Abort{version, false, Code::timed_out,
+                         fmt::format("version {} did not begin within {} ms: waiting for {}", version,
+                                     update_bound.count(), missing)});
+    }
+    return;
+  }
+  const auto spent = now_ - update_->stage_began;
+  if (state_ == ClusterState::arming && spent > update_bound) {
+    abort_update(Code::timed_out,
+                 fmt::format("version {}: not prepared to receive within {} ms: {}", update_->version,
+                             update_bound.count(), waiting_for(Role::server, &Member::armed)),
+                 false);
+  } else if (state_ == ClusterState::moving && spent > update_bound) {
+    const std::string trainers = waiting_for(Role::trainer, &Member::sent);
+    const std::string servers = waiting_for(Role::server, &Member::ready);
+    abort_update(Code::timed_out,
+                 fmt::format("version {}: not done within {} ms (times.update_ms): sending: {}; not yet verified: {}",
+                             update_->version, update_bound.count(), trainers.empty() ? "none" : trainers,
+                             servers.empty() ? "none" : servers),
+                 false);
+  } else if (state_ == ClusterState::committing && spent > Milliseconds(config_.times.commit_ms)) {
+    note(true, "version {} is decided but not committed within {} ms by {}", update_->version, config_.times.commit_ms,
+         waiting_for(Role::server, &Member::committed));
+    finish();
+  } else if (state_ == ClusterState::aborting && spent > Milliseconds(2ULL * config_.times.death_busy_ms)) {
+    std::vector<RankKey> stuck;
+    each_active(Role::trainer, [&](const RankKey& key, const Member& member) {
+      if (!member.quiesced && !member.sent) stuck.push_back(key);
+    });
+    for (const RankKey& key : stuck) lose(key, "it did not end its puts after an abort", true);
+    if (in_update()) check_quiesced();
+  }
+}
+
+std::string ControllerCore::report() const {
+  std::set<std::uint32_t> committed;
+  std::vector<std::uint32_t> late;
+  std::uint32_t servers = 0;
+  for (const std::uint32_t replica : update_->replicas) {
+    if (replica_all(replica, &Member::committed)) {
+      committed.insert(replica);
+    } else {
+      late.push_back(replica);
+    }
+  }
+  for (const auto& [key, member] : members_) servers += key.role == Role::server && takes_part(member) ? 1 : 0;
+  const nlohmann::ordered_json json{{"version", update_->version},
+                                    {"bytes", update_->bytes},
+                                    {"servers", servers},
+                                    {"replicas_committed", committed},
+                                    {"replicas_late", late},
+                                    {"first_contact_s", first_contact_s_},
+                                    {"transfer_s", update_->transfer_s},
+                                    {"stall_ms", update_->stall_ms},
+                                    {"cast_s", update_->cast_s},
+                                    {"verify_s", update_->verify_s},
+                                    {"control_bytes", update_->control_bytes}};
+  return json.dump();
+}
+
+}  // namespace weightcast

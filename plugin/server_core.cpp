@@ -1,0 +1,251 @@
+#include "plugin/server_core.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+namespace weightcast {
+
+std::string_view to_string(ServerPhase phase) noexcept {
+  switch (phase) {
+    case ServerPhase::connecting: return "connecting";
+    case ServerPhase::idle: return "idle";
+    case ServerPhase::allow_due: return "allow_due";
+    case ServerPhase::receiving: return "receiving";
+    case ServerPhase::ready: return "ready";
+    case ServerPhase::commit_due: return "commit_due";
+    case ServerPhase::failed: return "failed";
+  }
+  return "unknown";
+}
+
+ServerCore::ServerCore(const Config& config, Join join, Catalog own, Clock::time_point now)
+    : config_(config),
+      join_(std::move(join)),
+      own_(std::move(own)),
+      now_(now),
+      last_beat_(now),
+      joined_at_(now),
+      last_heard_(now) {
+  view_.waiting_for = fmt::format("the controller at {}", config_.controller.address);
+}
+
+std::vector<ServerAction> ServerCore::start(Clock::time_point now) {
+  now_ = now;
+  send_join();
+  return std::exchange(actions_, {});
+}
+
+std::vector<ServerAction> ServerCore::on(const ServerEvent& event, Clock::time_point now) {
+  now_ = now;
+  if (!view_.fatal.ok()) return {};
+  if (const auto* message = std::get_if<Message>(&event)) {
+    on_message(*message);
+  } else if (const auto* card = std::get_if<CardMade>(&event)) {
+    on_card(*card);
+  } else if (const auto* arrived = std::get_if<SignalArrived>(&event)) {
+    on_signal(arrived->signal);
+  } else if (const auto* verified = std::get_if<Verified>(&event)) {
+    on_verified(*verified);
+  } else if (const auto* allow = std::get_if<AllowCalled>(&event)) {
+    if (view_.phase == ServerPhase::allow_due && allow->version == view_.next_version) arm();
+  } else if (const auto* done = std::get_if<CommitDone>(&event)) {
+    view_.committed_version = done->version;
+    view_.stall_ms = done->stall_ms;
+    view_.torn = false;
+    view_.phase = ServerPhase::idle;
+    view_.next_version = 0;
+    send(Committed{done->version, done->stall_ms});
+  } else if (std::holds_alternative<ServerTick>(event)) {
+    on_tick();
+  }
+  return std::exchange(actions_, {});
+}
+
+void ServerCore::send_join() {
+  welcomed_ = false;
+  joined_at_ = now_;
+  Join join = join_;
+  join.committed_version = view_.committed_version;
+  const bool holds_ready = view_.phase == ServerPhase::ready || view_.phase == ServerPhase::commit_due;
+  join.ready_version = holds_ready ? view_.next_version : 0;
+  join.torn = view_.torn;
+  send(std::move(join));
+}
+
+void ServerCore::on_message(const Message& message) {
+  last_heard_ = now_;
+  if (std::holds_alternative<Welcome>(message)) {
+    welcomed_ = true;
+    if (card_) {
+      send(*card_);
+    } else if (!std::exchange(opening_, true)) {
+      view_.waiting_for = "the fabric to open";
+      actions_.push_back(OpenFabric{});
+    }
+  } else if (const auto* refused = std::get_if<Refused>(&message)) {
+    view_.fatal = Status(refused->code, refused->text);
+    view_.phase = ServerPhase::failed;
+  } else if (std::holds_alternative<Rejoin>(message)) {
+    if (!welcomed_ && now_ - joined_at_ < Milliseconds(config_.times.heartbeat_idle_ms)) return;  // on its way
+    if (view_.phase == ServerPhase::receiving || view_.phase == ServerPhase::allow_due) {
+      give_up(Status(Code::aborted, fmt::format("version {}: the controller counted this server out or is a new one",
+                                                view_.next_version)));
+    }
+    send_join();
+  } else if (const auto* table = std::get_if<TableOffer>(&message)) {
+    on_table(*table);
+  } else if (const auto* begin = std::get_if<Begin>(&message)) {
+    on_begin(*begin);
+  } else if (const auto* commit = std::get_if<Commit>(&message)) {
+    on_commit(*commit);
+  } else if (const auto* abort = std::get_if<Abort>(&message)) {
+    on_abort(*abort);
+  }
+}
+
+void ServerCore::on_card(const CardMade& card) {
+  if (!card.status.ok()) {
+    view_.fatal = card.status;
+    view_.phase = ServerPhase::failed;
+    send(Failed{0, card.status.code(), card.status.message()});
+    return;
+  }
+  card_ = CardOffer{card.card, card.placements};
+  view_.waiting_for = "the other ranks to join";
+  if (welcomed_) send(*card_);
+}
+
+void ServerCore::on_table(const TableOffer& offer) {
+  try {
+    table_ = decode_server_table(offer.table, own_);
+  } catch (const Error& error) {
+    send(Failed{0, error.code(), fmt::format("{} cannot read its table: {}", name_of(own_), error.what())});
+    return;
+  }
+  if (view_.phase == ServerPhase::connecting) view_.phase = ServerPhase::idle;
+  view_.waiting_for = "an update";
+  if (offer.suspects_gone) actions_.push_back(FreeRetired{});
+  send(Connected{offer.generation, 0, {}});
+}
+
+void ServerCore::on_begin(const Begin& begin) {
+  if (view_.phase == ServerPhase::commit_due || view_.phase == ServerPhase::connecting) {
+    send(Failed{begin.version, Code::aborted,
+                fmt::format("{} cannot receive version {}: {}", name_of(own_), begin.version,
+                            view_.phase == ServerPhase::connecting
+                                ? std::string("it has no table yet")
+                                : fmt::format("its host has not committed version {} yet", view_.next_version))});
+    return;
+  }
+  view_.next_version = begin.version;
+  token_ = begin.token;
+  signals_.clear();
+  if (in_place()) {
+    view_.phase = ServerPhase::allow_due;
+    view_.waiting_for = fmt::format("the host to pause its engine and allow version {}", begin.version);
+  } else {
+    arm();
+  }
+}
+
+void ServerCore::arm() {
+  view_.torn = in_place();
+  view_.phase = ServerPhase::receiving;
+  view_.waiting_for = fmt::format("the trainers' bytes of version {}", view_.next_version);
+  send(Armed{view_.next_version});
+}
+
+void ServerCore::on_signal(const Signal& signal) {
+  if (view_.phase != ServerPhase::receiving || signal.token != token_ || signal.version != view_.next_version ||
+      signal.server != own_.rank) {
+    return;  // of an attempt that has ended
+  }
+  const auto expected = std::find_if(table_.senders.begin(), table_.senders.end(),
+                                     [&](const ExpectedSender& sender) { return sender.trainer == signal.trainer; });
+  if (expected == table_.senders.end() || !signals_.emplace(signal.trainer, signal).second) return;
+  if (signal.bytes != expected->bytes) {
+    fail_update(Code::corrupted,
+                fmt::format("{}: trainer {} sent {} bytes of version {}, {} were planned", name_of(own_),
+                            signal.trainer, signal.bytes, signal.version, expected->bytes));
+    return;
+  }
+  if (signals_.size() < table_.senders.size()) return;
+  Verify verify{view_.next_version, token_, {}};
+  for (const ExpectedSender& sender : table_.senders) verify.signals.push_back(signals_.at(sender.trainer));
+  actions_.push_back(std::move(verify));
+}
+
+void ServerCore::on_verified(const Verified& verified) {
+  if (view_.phase != ServerPhase::receiving || verified.token != token_) return;
+  if (!verified.status.ok()) {
+    fail_update(verified.status.code(), verified.status.message());
+    return;
+  }
+  view_.phase = ServerPhase::ready;
+  view_.verify_seconds = verified.seconds;
+  view_.waiting_for =
+      fmt::format("the other ranks of replica {} to verify version {}", own_.replica, view_.next_version);
+  std::uint64_t bytes = 0;
+  for (const ExpectedSender& sender : table_.senders) bytes += sender.bytes;
+  send(Ready{view_.next_version, bytes, verified.seconds});
+}
+
+void ServerCore::on_commit(const Commit& commit) {
+  if (commit.version != view_.next_version || view_.phase != ServerPhase::ready) return;
+  view_.phase = ServerPhase::commit_due;
+  view_.waiting_for = fmt::format("the host to commit version {}", commit.version);
+}
+
+void ServerCore::on_abort(const Abort& abort) {
+  if (abort.version == view_.next_version && view_.phase != ServerPhase::commit_due) {
+    give_up(Status(abort.code, abort.text));
+  }
+  if (!abort.retire || view_.phase == ServerPhase::commit_due) return;
+  if (in_place()) {
+    // The live weights cannot be moved away from a suspect: they stay torn, and the next attempt repairs them.
+    send(*card_);
+  } else {
+    card_.reset();
+    view_.phase = ServerPhase::connecting;
+    view_.waiting_for = "another shadow";
+    actions_.push_back(TakeShadow{});
+  }
+}
+
+void ServerCore::give_up(Status why) {
+  view_.ended = view_.next_version;
+  view_.ended_status = std::move(why);
+  view_.next_version = 0;
+  view_.phase = ServerPhase::idle;
+  view_.waiting_for = "an update";
+  signals_.clear();
+  token_ = 0;
+}
+
+void ServerCore::fail_update(Code code, std::string text) {
+  send(Failed{view_.next_version, code, text});
+  give_up(Status(code, std::move(text)));
+}
+
+void ServerCore::on_tick() {
+  const auto& times = config_.times;
+  const bool busy = view_.next_version != 0;
+  if (now_ - last_beat_ >= Milliseconds(busy ? times.heartbeat_busy_ms : times.heartbeat_idle_ms)) {
+    last_beat_ = now_;
+    const auto own_ms = std::chrono::duration_cast<Milliseconds>(now_.time_since_epoch()).count();
+    send(Heartbeat{static_cast<std::uint64_t>(own_ms), 0});
+  }
+  const Milliseconds bound(busy ? times.death_busy_ms : times.death_idle_ms);
+  if (!welcomed_ || now_ - last_heard_ <= bound) return;
+  view_.waiting_for =
+      fmt::format("the controller at {}, silent for more than {} ms", config_.controller.address, bound.count());
+  if (view_.phase == ServerPhase::receiving || view_.phase == ServerPhase::allow_due) {
+    give_up(Status(Code::unreachable,
+                   fmt::format("the controller at {} has not answered for {} ms; {} keeps version {}",
+                               config_.controller.address, bound.count(), name_of(own_), view_.committed_version)));
+  }
+}
+
+}  // namespace weightcast

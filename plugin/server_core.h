@@ -1,0 +1,128 @@
+// A server's decisions as a pure state machine: events in, actions out; plugin/server.cpp drives it.
+//
+// What it guarantees: `ready` is said only after every expected signal of this attempt came and every landed byte
+// matched; after `ready` the landing memory stays as it is until commit or abort; what the controller has decided
+// (commit_due) nothing takes back; a suspect's memory is never reused.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "plugin/messages.h"
+#include "plugin/signal.h"
+#include "plugin/trainer_core.h"
+#include "schedule/config.h"
+#include "schedule/plan.h"
+#include "transport/base/units.h"
+
+namespace weightcast {
+
+// The numbers are part of the C ABI (weightcast_phase).
+enum class ServerPhase : std::uint8_t {
+  connecting = 0,
+  idle = 1,
+  allow_due = 2,
+  receiving = 3,
+  ready = 4,
+  commit_due = 5,
+  failed = 6,
+};
+[[nodiscard]] std::string_view to_string(ServerPhase phase) noexcept;
+
+// ---- events (beside those of trainer_core.h) ----
+struct CardMade {  // the answer to OpenFabric and to TakeShadow
+  Status status;
+  std::vector<std::uint8_t> card;
+  std::vector<Placement> placements;
+};
+struct SignalArrived {
+  Signal signal;
+};
+struct Verified {  // the answer to Verify
+  std::uint64_t token = 0;
+  Status status;
+  double seconds = 0;
+};
+struct AllowCalled {
+  std::uint64_t version = 0;
+};
+struct CommitDone {  // the host's thread has switched the live weights
+  std::uint64_t version = 0;
+  double stall_ms = 0;
+};
+struct ServerTick {};
+using ServerEvent = std::variant<Message, CardMade, SignalArrived, Verified, AllowCalled, CommitDone, ServerTick>;
+
+// ---- actions (beside SendMessage and OpenFabric) ----
+struct Verify {
+  std::uint64_t version = 0;
+  std::uint64_t token = 0;
+  std::vector<Signal> signals;  // one per expected sender, in the order of the table
+};
+struct TakeShadow {};   // retire the landing memory and take another; answer with CardMade
+struct FreeRetired {};  // nobody can write into retired memory any more
+using ServerAction = std::variant<SendMessage, OpenFabric, Verify, TakeShadow, FreeRetired>;
+
+struct ServerView {
+  Status fatal;
+  ServerPhase phase = ServerPhase::connecting;
+  std::uint64_t committed_version = 0;
+  std::uint64_t next_version = 0;
+  bool torn = false;
+  std::uint64_t ended = 0;  // the last version given up here
+  Status ended_status;
+  double verify_seconds = 0;  // of the last verified version
+  double stall_ms = 0;        // of the last commit
+  std::string waiting_for;
+};
+
+class ServerCore {
+ public:
+  // `join` carries rank, catalog, landing and incarnation. `own`: for checking tables.
+  ServerCore(const Config& config, Join join, Catalog own, Clock::time_point now);
+
+  [[nodiscard]] std::vector<ServerAction> start(Clock::time_point now);
+  [[nodiscard]] std::vector<ServerAction> on(const ServerEvent& event, Clock::time_point now);
+  [[nodiscard]] const ServerView& view() const noexcept { return view_; }
+  [[nodiscard]] const ServerTable& table() const noexcept { return table_; }
+  [[nodiscard]] const Catalog& catalog() const noexcept { return own_; }
+
+ private:
+  void on_message(const Message& message);
+  void on_card(const CardMade& card);
+  void on_table(const TableOffer& offer);
+  void on_begin(const Begin& begin);
+  void on_signal(const Signal& signal);
+  void on_verified(const Verified& verified);
+  void on_commit(const Commit& commit);
+  void on_abort(const Abort& abort);
+  void on_tick();
+  void arm();
+  void give_up(Status why);
+  void fail_update(Code code, std::string text);
+  void send_join();
+  void send(Message message) { actions_.push_back(SendMessage{std::move(message)}); }
+  [[nodiscard]] bool in_place() const { return join_.landing == "in_place"; }
+
+  const Config config_;
+  const Join join_;
+  const Catalog own_;
+  Clock::time_point now_;
+  std::vector<ServerAction> actions_;
+  ServerView view_;
+  bool welcomed_ = false;
+  bool opening_ = false;
+  std::optional<CardOffer> card_;
+  ServerTable table_;
+  std::uint64_t token_ = 0;
+  std::map<std::uint32_t, Signal> signals_;  // by trainer
+  Clock::time_point last_beat_;
+  Clock::time_point joined_at_;
+  Clock::time_point last_heard_;
+};
+
+}  // namespace weightcast

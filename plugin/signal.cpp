@@ -1,0 +1,68 @@
+#include "plugin/signal.h"
+
+#include <bit>
+#include <cstring>
+
+namespace weightcast {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "the layouts below are the machine's own");
+
+constexpr std::uint32_t kSignalMagic = 0x31534357;  // "WCS1"
+constexpr std::uint32_t kAmaxMagic = 0x31414357;    // "WCA1"
+
+struct SignalLayout {
+  std::uint32_t magic;
+  std::uint32_t trainer;
+  std::uint32_t server;
+  std::uint32_t unused;
+  std::uint64_t token;
+  std::uint64_t version;
+  std::uint64_t bytes;
+  std::uint64_t steps;
+  std::uint64_t digest;
+};
+static_assert(sizeof(SignalLayout) == kSignalBytes);
+
+struct AmaxLayout {
+  std::uint32_t magic;
+  std::uint32_t from;
+  std::uint32_t to;
+  std::uint32_t unused;
+  std::uint64_t token;
+};
+static_assert(sizeof(AmaxLayout) == kAmaxHeaderBytes);
+
+}  // namespace
+
+std::array<std::byte, kSignalBytes> encode(const Signal& signal) noexcept {
+  return std::bit_cast<std::array<std::byte, kSignalBytes>>(SignalLayout{kSignalMagic, signal.trainer, signal.server, 0,
+                                                                         signal.token, signal.version, signal.bytes,
+                                                                         signal.steps, signal.digest});
+}
+
+void encode_amax_header(std::span<std::byte> message, std::uint64_t token, std::uint32_t from,
+                        std::uint32_t to) noexcept {
+  const AmaxLayout layout{kAmaxMagic, from, to, 0, token};
+  std::memcpy(message.data(), &layout, sizeof layout);
+}
+
+FabricMessage parse_fabric_message(std::span<const std::byte> bytes) noexcept {
+  std::uint32_t magic = 0;
+  if (bytes.size() < sizeof magic) return {};
+  std::memcpy(&magic, bytes.data(), sizeof magic);
+  if (magic == kSignalMagic && bytes.size() == kSignalBytes) {
+    SignalLayout layout{};
+    std::memcpy(&layout, bytes.data(), sizeof layout);
+    return Signal{layout.token, layout.version, layout.trainer, layout.server,
+                  layout.bytes, layout.steps,   layout.digest};
+  }
+  if (magic == kAmaxMagic && bytes.size() >= kAmaxHeaderBytes && bytes.size() % sizeof(float) == 0) {
+    AmaxLayout layout{};
+    std::memcpy(&layout, bytes.data(), sizeof layout);
+    return AmaxValues{layout.token, layout.from, layout.to, bytes.subspan(kAmaxHeaderBytes)};
+  }
+  return {};
+}
+
+}  // namespace weightcast

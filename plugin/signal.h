@@ -1,0 +1,48 @@
+// What trainers say over the fabric itself: "all my bytes of this version are with you" and the amax values of
+// blocks that straddle shards. Fixed little-endian layouts. They arrive from a port that authenticates nobody:
+// parse() checks lengths, the token that came over the control plane says whether they belong here.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <variant>
+
+#include "quant/digest.h"
+
+namespace weightcast {
+
+// Trainer to server, once per pair and version, after the flush.
+struct Signal {
+  std::uint64_t token = 0;  // of the attempt, see Begin
+  std::uint64_t version = 0;
+  std::uint32_t trainer = 0;
+  std::uint32_t server = 0;
+  std::uint64_t bytes = 0;
+  std::uint64_t steps = 0;
+  Digest digest = 0;  // over everything that this trainer put to this server
+  friend bool operator==(const Signal&, const Signal&) = default;
+};
+
+// Trainer to trainer: the values of one AmaxExchange, in its order.
+struct AmaxValues {
+  std::uint64_t token = 0;
+  std::uint32_t from = 0;
+  std::uint32_t to = 0;
+  std::span<const std::byte> values;  // float32, unaligned; a view into the parsed message
+};
+
+inline constexpr std::size_t kSignalBytes = 56;
+inline constexpr std::size_t kAmaxHeaderBytes = 24;
+
+[[nodiscard]] std::array<std::byte, kSignalBytes> encode(const Signal& signal) noexcept;
+// Writes the header of a message whose values follow it; `message` has at least kAmaxHeaderBytes.
+void encode_amax_header(std::span<std::byte> message, std::uint64_t token, std::uint32_t from,
+                        std::uint32_t to) noexcept;
+
+using FabricMessage = std::variant<std::monostate, Signal, AmaxValues>;
+// std::monostate: not a message of ours.
+[[nodiscard]] FabricMessage parse_fabric_message(std::span<const std::byte> bytes) noexcept;
+
+}  // namespace weightcast
