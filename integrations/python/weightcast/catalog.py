@@ -39,13 +39,18 @@ class Part:
 
 @dataclass(frozen=True)
 class Parameter:
-    """One array of a server rank: parts of checkpoint tensors in one recipe, with the array of their scales, if any."""
+    """One array of a server rank: parts of checkpoint tensors in one recipe, with the array of their scales, if any.
+
+    `landing` is "direct" (the engine reads these bytes), "swapped_halves" (direct, for the reader of the catalog) or
+    "staged_repair" (the engine makes what it reads from the staged bytes, itself, when it commits).
+    """
 
     name: str
     shape: Shape
     recipe: str
     parts: tuple[Part, ...]
     scales: Parameter | None = None
+    landing: str = "direct"
 
 
 @dataclass(frozen=True)
@@ -174,7 +179,8 @@ def _entries(parameter: Parameter, arrays: Mapping[str, Any], regions: memory.Re
     for part in parameter.parts:
         box = {"tensor": part.tensor, "shape": part.shape, "offset": part.offset, "extent": part.extent}
         where = regions.extent_of(view, part.at, axes=len(part.shape))
-        entries.append(box | {"recipe": parameter.recipe} | where | {"parameter": parameter.name} | extra)
+        names = {"recipe": parameter.recipe, "parameter": parameter.name, "landing": parameter.landing}
+        entries.append(box | where | names | extra)
     return entries
 
 

@@ -60,8 +60,10 @@ def _allocation_of_numpy(array: np.ndarray) -> tuple[int, int]:
     root = array
     while isinstance(root.base, np.ndarray):
         root = root.base
-    low, high = np.lib.array_utils.byte_bounds(root)
-    return low, high - low
+    first = root.__array_interface__["data"][0]
+    reach = [(n - 1) * stride for n, stride in zip(root.shape, root.strides, strict=True) if n > 1]
+    low, high = first + sum(r for r in reach if r < 0), first + sum(r for r in reach if r > 0)
+    return low, high + root.itemsize - low
 
 
 class Regions:
