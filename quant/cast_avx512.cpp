@@ -128,8 +128,11 @@ std::uint64_t mix_words(const std::byte* words, std::uint64_t count, std::uint64
   for (; left >= kLanes; left -= kLanes, words += 8 * kLanes) add(_mm512_loadu_si512(words), 0xFF);
   const auto rest = static_cast<__mmask8>((1U << left) - 1);
   add(_mm512_maskz_loadu_epi64(rest, words), rest);
-  const auto sum = static_cast<std::uint64_t>(_mm512_reduce_add_epi64(_mm512_add_epi64(products, swaps)));
-  return sum + (count << 32);
+  alignas(64) std::uint64_t lane_sums[kLanes];
+  _mm512_store_si512(lane_sums, _mm512_add_epi64(products, swaps));
+  std::uint64_t sum = count << 32;
+  for (const std::uint64_t lane_sum : lane_sums) sum += lane_sum;
+  return sum;
 }
 
 }  // namespace
