@@ -144,20 +144,24 @@ def known_fingerprints(expected: Path, versions: int, rank: int) -> dict[int, di
     return known
 
 
+def expect(checkpoint: Path, output: Path, versions: int) -> None:
+    """Writes the files of all versions: the checkpoint is version 1, each later one an optimiser step further."""
+    with safe_open(checkpoint, "np") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
+    for version in range(1, versions + 1):
+        if version > 1:
+            for name, values in tensors.items():
+                perturb.step(values, 0, name, version)
+        write_expected(tensors, output / f"version-{version}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Writes the bytes that each server must hold, version by version.")
     parser.add_argument("--checkpoint", type=Path, required=True, help="BF16 safetensors file: version 1")
     parser.add_argument("--output", type=Path, required=True, help="folder for the expected bytes")
     parser.add_argument("--versions", type=int, default=3)
     arguments = parser.parse_args()
-    with safe_open(arguments.checkpoint, "np") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
-    for version in range(1, arguments.versions + 1):
-        if version > 1:
-            for name, values in tensors.items():
-                perturb.step(values, 0, name, version)
-        held = write_expected(tensors, arguments.output / f"version-{version}")
-        print(json.dumps({"version": version, "bytes": held}), flush=True)
+    expect(arguments.checkpoint, arguments.output, arguments.versions)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ versions; whatever changes the weights at any other time shows up as a pass that
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -50,7 +49,7 @@ class Reader:
     """
 
     def __init__(self, parameters: Mapping[str, np.ndarray], known: Mapping[int, Mapping[str, int]],
-                 boundary: Callable[[], None] = lambda: None, pause_s: float = 0.0) -> None:  # fmt: skip
+                 boundary: Callable[[], None] = lambda: None) -> None:  # fmt: skip
         self._bytes = {name: bytes_of(array) for name, array in parameters.items()}
         if copied := [name for name, array in parameters.items() if not np.shares_memory(array, self._bytes[name])]:
             raise ValueError(f"parameter {copied[0]!r} is not contiguous, so its live bytes cannot be read in place")
@@ -61,7 +60,6 @@ class Reader:
                 self._versions_of[name].setdefault(prints[name], set()).add(version)
         self.seen = Seen()
         self._boundary = boundary
-        self._pause_s = pause_s
         self._stop = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="reader", daemon=True)
@@ -69,14 +67,18 @@ class Reader:
     def start(self) -> None:
         self._thread.start()
 
+    def check(self) -> None:
+        """Raises what ended the thread, if anything did."""
+        if self._error:
+            raise self._error
+
     def stop(self, wait_s: float = 10.0) -> Seen:
         """Ends the thread after its pass and returns what it saw; raises what ended it before, or TimeoutError."""
         self._stop.set()
         self._thread.join(wait_s)
         if self._thread.is_alive():
             raise TimeoutError(f"the reader did not end its pass within {wait_s} s")
-        if self._error:
-            raise self._error
+        self.check()
         return self.seen
 
     def read_once(self) -> None:
@@ -92,7 +94,6 @@ class Reader:
             while not self._stop.is_set():
                 self.read_once()
                 self._boundary()
-                time.sleep(self._pause_s)
         except BaseException as error:
             self._error = error
 
