@@ -1,0 +1,92 @@
+// A process for fabric_test to put into, signal, stop and kill. It opens a fabric, offers two regions, and obeys one
+// command per line on standard input; every answer is one line on standard output:
+//   fabric_peer network|shortcuts BYTES        -> "card HEX": region 0 allocated, region 1 plain memory
+//   "message"          -> "message HEX", the oldest that has not been told; "none" after 5 s
+//   "sum REGION OFFSET BYTES" -> "sum N", weighted_sum() of the bytes there
+//   "connect HEX"      -> "connected PATH"
+//   "quit" or end of input: closes the fabric and ends
+#include <unistd.h>
+
+#include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
+#include <deque>
+#include <iostream>
+#include <mutex>
+#include <numeric>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "tests/fabric_peer.h"
+#include "transport/fabric.h"
+
+using namespace weightcast;
+
+namespace {
+
+class Inbox : public FabricListener {
+ public:
+  void on_message(std::span<const std::byte> bytes) override {
+    const std::scoped_lock lock(mutex_);
+    messages_.emplace_back(bytes.begin(), bytes.end());
+    arrived_.notify_all();
+  }
+  void on_peer_failure(PeerId, const Status&) override {}
+
+  std::string next() {
+    std::unique_lock lock(mutex_);
+    if (!arrived_.wait_for(lock, std::chrono::seconds(5), [this] { return !messages_.empty(); })) return "none";
+    const Bytes bytes = messages_.front();
+    messages_.pop_front();
+    return "message " + to_hex(bytes);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable arrived_;
+  std::deque<Bytes> messages_;
+};
+
+void serve(bool network_only, std::uint64_t bytes) {
+  Inbox inbox;
+  FabricOptions options;
+  options.interfaces = {"lo"};
+  options.same_host_shortcuts = !network_only;
+  const auto fabric = open_fabric(options, inbox);
+  std::vector<std::byte> plain(bytes, std::byte{3});
+  const std::vector<RegionId> regions = {fabric->allocate(bytes), fabric->register_memory({plain.data(), bytes})};
+  std::cout << "card " << to_hex(fabric->card(regions)) << std::endl;
+  PeerId other = 0;
+  for (std::string line; std::getline(std::cin, line);) {
+    std::istringstream words(line);
+    std::string command;
+    words >> command;
+    if (command == "quit") break;
+    if (command == "message") std::cout << inbox.next() << std::endl;
+    if (command == "sum") {
+      std::uint64_t region = 0, offset = 0, length = 0;
+      words >> region >> offset >> length;
+      std::cout << "sum " << weighted_sum({fabric->memory(regions.at(region)).address + offset, length}) << std::endl;
+    }
+    if (command == "connect") {
+      std::string hex;
+      words >> hex;
+      other = fabric->connect("the test", from_hex(hex), Deadline::after(Milliseconds(5000)));
+      std::cout << "connected " << fabric->peer_facts(other).path << std::endl;
+    }
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 3) return 2;
+  ::alarm(60);  // a test that forgets this process does not leave it behind
+  try {
+    serve(std::string(argv[1]) == "network", std::strtoull(argv[2], nullptr, 10));
+  } catch (const Error& error) {
+    std::cout << "error " << error.what() << std::endl;
+    return 1;
+  }
+}
