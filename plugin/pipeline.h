@@ -1,0 +1,192 @@
+// The sender: reads a trainer's shards, casts them chunk by chunk into scratch slots, and puts the slots to every
+// server that needs them. Stages overlap: while one slot is being cast, others are on the wire.
+//
+//   amax of straddling blocks -> cast (own amax and peers') -> put ... -> scales -> flush and signal per server
+//
+// Back-pressure: a slot is cast into again only when all its puts are complete, so scratch stays within
+// performance.scratch_bytes whatever the network does.
+//
+// Threads: move() runs on one thread at a time and uses performance.cast_threads in all; stop(), drop() and
+// on_amax() may be called from any thread meanwhile. Nothing is allocated inside move().
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "plugin/messages.h"
+#include "plugin/signal.h"
+#include "plugin/team.h"
+#include "quant/cast.h"
+#include "schedule/config.h"
+#include "schedule/plan.h"
+#include "transport/fabric.h"
+
+namespace weightcast {
+
+// How to reach the peers of a table.
+struct Route {
+  PeerId peer = 0;
+  std::vector<Placement> placements;  // of a server
+};
+struct Routes {
+  std::map<std::uint32_t, Route> servers;   // by rank
+  std::map<std::uint32_t, Route> trainers;  // by rank
+};
+
+struct MoveResult {
+  Status status;
+  std::uint64_t bytes = 0;
+  double seconds = 0;
+  double cast_seconds = 0;  // summed over the threads
+};
+
+class Pipeline {
+ public:
+  // `catalog` has addresses; `regions` are its regions in `fabric`, in order. Takes the scratch memory. Throws Error.
+  Pipeline(const Config& config, Fabric& fabric, const Catalog& catalog, std::vector<RegionId> regions);
+  Pipeline(const Pipeline&) = delete;
+  Pipeline& operator=(const Pipeline&) = delete;
+  ~Pipeline();
+
+  // Prepares everything that an update needs. Not while move() runs. Throws Error.
+  void adopt(TrainerTable table, Routes routes);
+  // Sends one version; when it returns, nothing is in flight. Failures of servers that were dropped do not count.
+  [[nodiscard]] MoveResult move(std::uint64_t version, std::uint64_t token);
+  void stop(const Status& why);
+  void drop(std::uint32_t server);
+  void on_amax(const AmaxValues& values);
+  [[nodiscard]] std::uint64_t bytes_done() const noexcept { return bytes_done_.load(std::memory_order_relaxed); }
+
+ private:
+  // One destination of a step, resolved against the peer's card.
+  struct Target {
+    std::uint32_t server = 0;  // index into servers_
+    PeerId peer = 0;
+    std::uint32_t region = 0;
+    std::uint64_t offset = 0;  // of the first element of the step's frame
+    std::array<std::int64_t, kMaxAxes> strides{};
+  };
+  struct StepJob {
+    std::size_t step = 0;  // of table_.steps
+    std::uint64_t element_bytes = 0;
+    std::uint64_t digest_key = 0;
+    bool as_it_is = false;  // BF16 to BF16 in whole rows: put from where it stands
+    std::vector<Target> targets;
+  };
+  struct Chunk {
+    std::size_t job = 0;
+    Box box;
+  };
+  struct ScaleJob {
+    std::size_t step = 0;  // of table_.scale_steps
+    std::uint64_t digest_key = 0;
+    std::vector<Target> targets;
+  };
+  struct ServerLink {
+    std::uint32_t rank = 0;
+    PeerId peer = 0;
+    std::uint64_t steps = 0;
+    std::atomic<std::uint64_t> bytes{0};
+    std::atomic<Digest> digest{0};
+    std::atomic<bool> dropped{false};
+    std::atomic<bool> failed{false};
+    Tally signalled;
+  };
+  // Per-block values of one entry: row-major over `blocks`, in block coordinates of the tensor.
+  struct BlockGrid {
+    Box blocks;
+    std::vector<float> own;      // amax as cast: what the scales are made of
+    std::vector<float> foreign;  // from other trainers; 0 where there is none
+  };
+  struct Incoming {  // of one AmaxExchange
+    std::uint64_t token = 0;
+    std::vector<std::byte> values;
+  };
+  struct Outgoing {
+    PeerId peer = 0;
+    std::vector<std::byte> message;
+    std::size_t values = 0;
+  };
+  struct Slot {
+    std::uint64_t offset = 0;
+    Tally puts;
+  };
+  struct Worker {
+    std::vector<std::unique_ptr<Slot>> slots;
+    std::size_t next_slot = 0;
+    std::vector<float> amax;
+    Tally direct;  // puts that use no slot
+    double cast_seconds = 0;
+  };
+
+  void prepare_jobs();
+  void prepare_amax(const Routes& routes);
+  [[nodiscard]] Target resolve(const TargetExtent& extent, const Routes& routes);
+  void reset_for(std::uint64_t version, std::uint64_t token);
+  void send_amax();
+  void receive_amax();
+  void work(Worker& worker);
+  void send_chunk(Worker& worker, const Chunk& chunk);
+  [[nodiscard]] std::span<float> chunk_amax(Worker& worker, const StepJob& job, const SourceMatrix& source,
+                                            const MatrixView& view);
+  void send_as_it_is(Worker& worker, const StepJob& job, const SourceMatrix& source, const MatrixView& view);
+  void send_scales(Worker& worker);
+  void send_signals();
+  void put_matrix(const std::vector<Target>& targets, const Box& frame, const MatrixView& view, std::uint64_t element,
+                  RegionId region, std::uint64_t offset, std::int64_t pitch, Tally& tally);
+  void count(const std::vector<Target>& targets, std::uint64_t bytes, Digest digest);
+  [[nodiscard]] Slot& free_slot(Worker& worker);
+  [[nodiscard]] bool await(Tally& tally, const std::string& what);
+  void drain();
+  void fail(Status why);
+  void fail_bad_value(const Step& step, const MatrixView& view, const BadValue& bad);
+  [[nodiscard]] SourceMatrix source_of(std::uint32_t entry, const MatrixView& view) const;
+  [[nodiscard]] bool stopped() const noexcept { return stopped_.load(std::memory_order_acquire); }
+
+  const Config config_;
+  Fabric& fabric_;
+  const Catalog catalog_;
+  const std::vector<RegionId> source_regions_;
+  struct FreeScratch {
+    void operator()(std::byte* memory) const noexcept;
+  };
+  std::unique_ptr<std::byte[], FreeScratch> scratch_;
+  RegionId scratch_region_ = 0;
+
+  // ---- set by adopt() ----
+  TrainerTable table_;
+  std::vector<StepJob> jobs_;
+  std::vector<Chunk> chunks_;  // those that need foreign amax last
+  std::size_t first_straddling_ = 0;
+  std::vector<ScaleJob> scale_jobs_;
+  std::vector<std::unique_ptr<ServerLink>> servers_;
+  std::map<std::uint32_t, BlockGrid> grids_;  // by entry
+  std::vector<Outgoing> outgoing_;
+  std::vector<std::unique_ptr<Worker>> workers_;  // one per thread of the team
+  Tally amax_sent_;
+
+  // ---- of one move() ----
+  std::uint64_t version_ = 0;
+  std::uint64_t token_ = 0;
+  Deadline deadline_ = Deadline::after(Milliseconds(0));
+  std::atomic<std::size_t> next_chunk_{0};
+  std::atomic<std::uint64_t> bytes_done_{0};
+  std::atomic<bool> stopped_{false};
+  std::mutex failure_mutex_;
+  Status failure_;  // guarded by failure_mutex_
+
+  std::mutex amax_mutex_;
+  std::condition_variable amax_changed_;
+  std::vector<Incoming> incoming_;  // guarded by amax_mutex_; one per table_.amax_in
+  bool amax_folded_ = false;          // guarded by amax_mutex_
+
+  Team team_;
+};
+
+}  // namespace weightcast
