@@ -216,9 +216,9 @@ MoveResult Pipeline::move(std::uint64_t version, std::uint64_t token) {
   team_.run(part);
   if (!stopped()) send_scales(*workers_[0]);
   if (!stopped()) send_signals();
-  drain();
-  fabric_.set_active(false);
   MoveResult result;
+  result.cut_off = drain();
+  fabric_.set_active(false);
   {
     const std::scoped_lock lock(failure_mutex_);
     result.status = failure_;
@@ -547,8 +547,8 @@ bool Pipeline::await(Tally& tally, const std::string& what) {
   return !stopped();
 }
 
-// Until nothing is in flight. What a peer does not take within its death bound is cut off.
-void Pipeline::drain() {
+// Until nothing is in flight. What a peer does not take within its death bound is cut off: true then.
+bool Pipeline::drain() {
   const auto flying = [this] {
     std::uint64_t count = amax_sent_.outstanding();
     for (const auto& link : servers_) count += link->signalled.outstanding();
@@ -560,10 +560,11 @@ void Pipeline::drain() {
   };
   const Deadline patience = Deadline::after(Milliseconds(config_.times.death_busy_ms));
   while (flying() != 0 && !patience.passed()) std::this_thread::sleep_for(Milliseconds(1));
-  if (flying() == 0) return;
+  if (flying() == 0) return false;
   for (const auto& link : servers_) fabric_.disconnect(link->peer);
   for (const Outgoing& out : outgoing_) fabric_.disconnect(out.peer);
   while (flying() != 0) std::this_thread::sleep_for(Milliseconds(1));
+  return true;
 }
 
 }  // namespace weightcast

@@ -44,6 +44,7 @@ struct MoveResult {
   std::uint64_t bytes = 0;
   double seconds = 0;
   double cast_seconds = 0;  // summed over the threads
+  bool cut_off = false;     // peers were disconnected to end their puts
 };
 
 class Pipeline {
@@ -143,7 +144,7 @@ class Pipeline {
   void count(const std::vector<Target>& targets, std::uint64_t bytes, Digest digest);
   [[nodiscard]] Slot& free_slot(Worker& worker);
   [[nodiscard]] bool await(Tally& tally, const std::string& what);
-  void drain();
+  [[nodiscard]] bool drain();
   void fail(Status why);
   void fail_bad_value(const Step& step, const MatrixView& view, const BadValue& bad);
   [[nodiscard]] SourceMatrix source_of(std::uint32_t entry, const MatrixView& view) const;

@@ -49,8 +49,13 @@ std::vector<TrainerAction> TrainerCore::on(const TrainerEvent& event, Clock::tim
       if (view_.pushing != 0 && !moving_) send(Pushed{view_.pushing});
     }
   } else if (const auto* push = std::get_if<PushCalled>(&event)) {
+    view_.push_ticket = push->ticket;
     view_.pushing = push->version;
+    view_.released = view_.ended = 0;
     if (phase_ == Phase::connected) send(Pushed{push->version});
+  } else if (const auto* cancelled = std::get_if<PushCancelled>(&event)) {
+    if (moving_) actions_.push_back(StopMoving{cancelled->why});
+    if (view_.pushing == cancelled->version) end(cancelled->version, cancelled->why, {});
   } else if (const auto* moved = std::get_if<Moved>(&event)) {
     on_moved(*moved);
   } else if (const auto* failed = std::get_if<PeerFailed>(&event)) {
@@ -140,7 +145,7 @@ void TrainerCore::on_moved(const Moved& moved) {
     send(Quiesced{moved.version});
   }
   if (!moved.status.ok() && view_.pushing == moved.version) end(moved.version, moved.status, {});
-  if (rejoin_owed_) send_join();
+  if (rejoin_owed_ || moved.cut_off) send_join();
   link_next();
 }
 

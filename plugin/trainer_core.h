@@ -30,6 +30,11 @@ struct Linked {  // the answer to Link
 };
 struct PushCalled {
   std::uint64_t version = 0;
+  std::uint64_t ticket = 0;  // of the call: tells an answer to it from one to an earlier attempt
+};
+struct PushCancelled {  // the caller waits no longer
+  std::uint64_t version = 0;
+  Status why;
 };
 struct Moved {  // the answer to Move: nothing is in flight
   std::uint64_t version = 0;
@@ -38,6 +43,7 @@ struct Moved {  // the answer to Move: nothing is in flight
   std::uint64_t bytes = 0;
   double seconds = 0;
   double cast_seconds = 0;
+  bool cut_off = false;  // connections had to be cut to end the puts: they must be made again
 };
 struct PeerFailed {
   Role role = Role::server;
@@ -47,7 +53,7 @@ struct PeerFailed {
 struct TrainerTick {
   std::uint64_t bytes_done = 0;
 };
-using TrainerEvent = std::variant<Message, FabricOpened, Linked, PushCalled, Moved, PeerFailed, TrainerTick>;
+using TrainerEvent = std::variant<Message, FabricOpened, Linked, PushCalled, PushCancelled, Moved, PeerFailed, TrainerTick>;
 
 // ---- actions ----
 struct SendMessage {
