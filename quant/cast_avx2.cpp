@@ -123,6 +123,30 @@ std::uint16_t encode_e4m3(const std::byte* row, std::int64_t count, std::int64_t
   return largest_lane(most);
 }
 
+__m256i round_lanes(__m256i values) noexcept {
+  const __m256i infinity = _mm256_set1_epi32(0x7F800000);
+  const __m256i bits = _mm256_min_epu32(_mm256_and_si256(values, _mm256_set1_epi32(0x7FFFFFFF)), infinity);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i sum = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), odd);
+  const __m256i sign = _mm256_and_si256(values, _mm256_set1_epi32(INT32_MIN));
+  return _mm256_srli_epi32(_mm256_or_si256(sum, sign), 16);
+}
+
+void round_fp32(const std::byte* row, std::int64_t count, std::byte* output) noexcept {
+  const auto round_half = [](const std::byte* half) {
+    const __m256i packed = _mm256_packus_epi32(round_lanes(load(half)), round_lanes(load(half + 32)));
+    return _mm256_permute4x64_epi64(packed, 0b11'01'10'00);
+  };
+  for (; count >= kHalf; count -= kHalf, row += 4 * kHalf, output += 2 * kHalf) store(round_half(row), output);
+  if (count != 0) {
+    alignas(32) std::byte values[4 * kHalf] = {};
+    std::memcpy(values, row, static_cast<std::size_t>(4 * count));
+    alignas(32) std::byte rounded[2 * kHalf];
+    store(round_half(values), rounded);
+    std::memcpy(output, rounded, static_cast<std::size_t>(2 * count));
+  }
+}
+
 // With x = word ^ key, lo its lower and hi its upper half: mix is lo * hi + (lo * 2^32 + hi) + 2^32, and the
 // bracket is x with its halves swapped.
 std::uint64_t mix_words(const std::byte* words, std::uint64_t count, std::uint64_t key) noexcept {
@@ -150,6 +174,6 @@ std::uint64_t mix_words(const std::byte* words, std::uint64_t count, std::uint64
 
 }  // namespace
 
-const RowKernels kAvx2Rows = {largest, copy, encode_e4m3, mix_words};
+const RowKernels kAvx2Rows = {largest, copy, encode_e4m3, round_fp32, mix_words};
 
 }  // namespace weightcast

@@ -107,6 +107,23 @@ std::uint16_t encode_e4m3(const std::byte* row, std::int64_t count, std::int64_t
   return largest_lane(most);
 }
 
+__m512i round_lanes(__m512i values) noexcept {
+  const __m512i infinity = _mm512_set1_epi32(0x7F800000);
+  const __m512i bits = _mm512_min_epu32(_mm512_and_si512(values, _mm512_set1_epi32(0x7FFFFFFF)), infinity);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
+  constexpr int kSignOfSecond = 0xD8;  // c ? b : a
+  return _mm512_srli_epi32(_mm512_ternarylogic_epi32(sum, values, _mm512_set1_epi32(INT32_MIN), kSignOfSecond), 16);
+}
+
+void round_fp32(const std::byte* row, std::int64_t count, std::byte* output) noexcept {
+  constexpr std::int64_t kLanes = 16;
+  for (; count > 0; count -= kLanes, row += 4 * kLanes, output += 2 * kLanes) {
+    const auto lanes = static_cast<__mmask16>(first_lanes(count));
+    _mm512_mask_cvtepi32_storeu_epi16(output, lanes, round_lanes(_mm512_maskz_loadu_epi32(lanes, row)));
+  }
+}
+
 // With x = word ^ key, lo its lower and hi its upper half: mix is lo * hi + (lo * 2^32 + hi) + 2^32, and the
 // bracket is x with its halves swapped.
 std::uint64_t mix_words(const std::byte* words, std::uint64_t count, std::uint64_t key) noexcept {
@@ -137,6 +154,6 @@ std::uint64_t mix_words(const std::byte* words, std::uint64_t count, std::uint64
 
 }  // namespace
 
-const RowKernels kAvx512Rows = {largest, copy, encode_e4m3, mix_words};
+const RowKernels kAvx512Rows = {largest, copy, encode_e4m3, round_fp32, mix_words};
 
 }  // namespace weightcast
