@@ -2,8 +2,10 @@
 // command per line on standard input; every answer is one line on standard output:
 //   fabric_peer network|shortcuts BYTES        -> "card HEX": region 0 allocated, region 1 plain memory
 //   "message"          -> "message HEX", the oldest that has not been told; "none" after 5 s
+//   "message_sum"      -> the same, told as "message BYTES N", N the weighted_sum()
 //   "sum REGION OFFSET BYTES" -> "sum N", weighted_sum() of the bytes there
 //   "connect HEX"      -> "connected PATH"
+//   "send HEX"         -> "sent": a message to the process connected to last
 //   "quit" or end of input: closes the fabric and ends
 #include <unistd.h>
 
@@ -34,12 +36,13 @@ class Inbox : public FabricListener {
   }
   void on_peer_failure(PeerId, const Status&) override {}
 
-  std::string next() {
+  std::string next(bool summed) {
     std::unique_lock lock(mutex_);
     if (!arrived_.wait_for(lock, std::chrono::seconds(5), [this] { return !messages_.empty(); })) return "none";
     const Bytes bytes = messages_.front();
     messages_.pop_front();
-    return "message " + to_hex(bytes);
+    return "message " +
+           (summed ? std::to_string(bytes.size()) + " " + std::to_string(weighted_sum(bytes)) : to_hex(bytes));
   }
 
  private:
@@ -63,7 +66,8 @@ void serve(bool network_only, std::uint64_t bytes) {
     std::string command;
     words >> command;
     if (command == "quit") break;
-    if (command == "message") std::cout << inbox.next() << std::endl;
+    if (command == "message") std::cout << inbox.next(false) << std::endl;
+    if (command == "message_sum") std::cout << inbox.next(true) << std::endl;
     if (command == "sum") {
       std::uint64_t region = 0, offset = 0, length = 0;
       words >> region >> offset >> length;
@@ -74,6 +78,12 @@ void serve(bool network_only, std::uint64_t bytes) {
       words >> hex;
       other = fabric->connect("the test", from_hex(hex), Deadline::after(Milliseconds(5000)));
       std::cout << "connected " << fabric->peer_facts(other).path << std::endl;
+    }
+    if (command == "send") {
+      std::string hex;
+      words >> hex;
+      throw_if_failed(fabric->send(other, from_hex(hex), nullptr, Deadline::after(Milliseconds(5000))));
+      std::cout << "sent" << std::endl;
     }
   }
 }

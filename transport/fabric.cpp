@@ -47,11 +47,11 @@ std::unique_ptr<Fabric> open_fabric(const FabricOptions& options, FabricListener
   auto* open = reinterpret_cast<OpenUcxFabric*>(::dlsym(library, kUcxEntrySymbol));
   const std::string folder_text = folder.string();
   UcxEntryArguments arguments{
-      kUcxEntryVersion, {&log_enabled, &write_log_line}, folder_text.c_str(), &options, &listener};
+      WEIGHTCAST_VERSION, {&log_enabled, &write_log_line}, folder_text.c_str(), &options, &listener};
   std::unique_ptr<Fabric> fabric(open != nullptr ? open(arguments) : nullptr);
   if (!fabric) {
     throw Error(Code::refused, fmt::format("libweightcast_ucx.so beside {} is not of version {}: reinstall weightcast",
-                                           folder_text, kUcxEntryVersion));
+                                           folder_text, WEIGHTCAST_VERSION));
   }
   return fabric;
 }

@@ -18,7 +18,7 @@ void write_log_line(LogLevel level, std::string_view line) noexcept { host_log.w
 extern "C" __attribute__((visibility("default"))) weightcast::Fabric* weightcast_open_ucx_fabric(
     const weightcast::UcxEntryArguments& arguments) {
   using namespace weightcast;
-  if (std::strcmp(arguments.build_version, kUcxEntryVersion) != 0) return nullptr;
+  if (std::strcmp(arguments.build_version, WEIGHTCAST_VERSION) != 0) return nullptr;
   host_log = arguments.log;
   bind_ucx(arguments.options->ucx_library, arguments.library_folder);
   return new UcxFabric(*arguments.options, *arguments.listener);

@@ -16,14 +16,13 @@ struct LogOfHost {
 };
 
 struct UcxEntryArguments {
-  const char* build_version = nullptr;  // must equal kUcxEntryVersion
+  const char* build_version = nullptr;  // both pass WEIGHTCAST_VERSION of their build
   LogOfHost log;
   const char* library_folder = nullptr;  // where the loading library lies; a wheel's UCX is looked for beside it
   const FabricOptions* options = nullptr;
   FabricListener* listener = nullptr;
 };
 
-inline constexpr const char* kUcxEntryVersion = WEIGHTCAST_VERSION;
 inline constexpr const char* kUcxEntrySymbol = "weightcast_open_ucx_fabric";
 // Returns a new Fabric, owned by the caller; null when the versions differ; throws Error.
 using OpenUcxFabric = Fabric*(const UcxEntryArguments&);
