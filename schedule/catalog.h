@@ -63,9 +63,8 @@ struct Catalog {
 
 // Parses and checks one catalog: every box within its shape, every extent within its region, scales where the
 // recipe needs them, block-aligned boxes for blocked recipes, no two entries of a server that overlap in a region
-// (a trainer's may: tied weights), no tensor box twice. "parts" (see FORMATS.md) are expanded into entries here;
-// the entry of scales follows the entry whose scales they are. Throws Error{invalid_argument} naming `origin`, the
-// tensor and the JSON pointer.
+// (a trainer's may: tied weights), no tensor box twice. "parts" and nested "scales" (see FORMATS.md) are expanded
+// into entries here. Throws Error{invalid_argument} naming `origin`, the tensor and the JSON pointer.
 [[nodiscard]] Catalog parse_catalog(std::string_view json_text, const std::string& origin);
 [[nodiscard]] std::string to_json(const Catalog& catalog);  // addresses are written only if not 0
 

@@ -1,0 +1,395 @@
+// The catalog as JSON, see FORMATS.md. A plain entry is read as a block of memory with one part.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <unordered_map>
+
+#include "schedule/blocks.h"
+#include "schedule/catalog.h"
+#include "schedule/catalog_check.h"
+#include "schedule/place.h"
+#include "schedule/strict_json.h"
+#include "transport/base/status.h"
+
+namespace weightcast {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr std::string_view kFormat = "weightcast.catalog/1";
+constexpr std::size_t kMaxTextBytes = std::size_t{1} << 30;
+constexpr std::int64_t kMaxElements = std::int64_t{1} << 60;
+constexpr std::array<std::string_view, 2> kKinds = {"host", "cuda"};
+constexpr std::array<std::string_view, 3> kLandings = {"direct", "swapped_halves", "staged_repair"};
+
+// Memory that an array of `shape` lies in.
+struct Block {
+  std::uint32_t region = 0;
+  std::uint64_t byte_offset = 0;
+  std::vector<std::int64_t> shape;
+  std::vector<std::int64_t> strides_bytes;
+};
+
+template <std::size_t N>
+std::size_t index_in(const std::array<std::string_view, N>& names, const Place& place) {
+  const auto& name = place.text(kMaxNameBytes);
+  const auto found = std::find(names.begin(), names.end(), name);
+  if (found == names.end()) {
+    place.fail(fmt::format("\"{}\" is not known; the nearest known value is \"{}\"", name.substr(0, 100),
+                           nearest(name.substr(0, 100), {names.begin(), names.end()})));
+  }
+  return static_cast<std::size_t>(found - names.begin());
+}
+
+std::vector<std::int64_t> shape_at(const Place& place) {
+  auto shape = place.integers(kMaxAxes, 1);
+  if (shape.empty()) shape = {1};  // a scalar
+  std::int64_t count = 1;
+  for (const auto extent : shape) {
+    if (__builtin_mul_overflow(count, extent, &count) || count > kMaxElements) {
+      place.fail(fmt::format("more than {} elements", kMaxElements));
+    }
+  }
+  return shape;
+}
+
+Box box_of(const Place& entry, const std::vector<std::int64_t>& shape) {
+  Box box = whole(shape);
+  const auto read = [&](std::string_view key, std::int64_t least, std::array<std::int64_t, kMaxAxes>& values) {
+    if (!entry.has(key)) return false;
+    const auto place = entry.at(key);
+    const auto given = place.integers(kMaxAxes, least);
+    if (given.size() != box.axes) place.fail(fmt::format("has {} axes, the shape has {}", given.size(), box.axes));
+    std::copy(given.begin(), given.end(), values.begin());
+    return true;
+  };
+  read("offset", 0, box.offset);
+  if (!read("extent", 1, box.extent)) {
+    for (std::size_t axis = 0; axis < box.axes; ++axis) box.extent[axis] -= box.offset[axis];
+  }
+  for (std::size_t axis = 0; axis < box.axes; ++axis) {
+    const auto left = shape[axis] - box.offset[axis];
+    if (box.extent[axis] >= 1 && box.extent[axis] <= left) continue;
+    entry.fail(fmt::format("offset {} and extent {} on axis {} are not inside the shape's {}", box.offset[axis],
+                           box.extent[axis], axis, shape[axis]));
+  }
+  return box;
+}
+
+class Reader {
+ public:
+  Reader(const Json& document, const std::string& origin) : origin_(origin), root_(document, origin) {}
+
+  Catalog read() {
+    root_.require_keys({"format", "role", "rank", "replica", "regions", "entries"});
+    const auto format = root_.at("format");
+    if (format.text(kMaxNameBytes) != kFormat) format.fail(fmt::format("this version reads \"{}\" only", kFormat));
+    catalog_.role = static_cast<Role>(index_in(std::array<std::string_view, 2>{"trainer", "server"}, root_.at("role")));
+    catalog_.rank = static_cast<std::uint32_t>(root_.at("rank").integer(0, kMaxRank));
+    if (root_.has("replica")) {
+      catalog_.replica = static_cast<std::uint32_t>(root_.at("replica").integer(0, is_server() ? kMaxRank : 0));
+    }
+    read_regions(root_.at("regions"));
+    const auto entries = root_.at("entries");
+    const auto count = entries.size_of_array(kMaxEntries);
+    for (std::size_t i = 0; i < count; ++i) read_entry(entries.at(i), i);
+    check();
+    return std::move(catalog_);
+  }
+
+ private:
+  // Where an entry stands in the document.
+  struct Source {
+    std::size_t entry = 0;
+    std::optional<std::size_t> part;
+    bool is_nested = false;  // the entry of a "scales" object
+  };
+
+  bool is_server() const { return catalog_.role == Role::server; }
+
+  void read_regions(const Place& regions) {
+    const auto count = regions.size_of_array(kMaxRegions);
+    for (std::size_t i = 0; i < count; ++i) {
+      const auto place = regions.at(i);
+      place.require_keys({"name", "bytes", "kind", "address"});
+      Region region;
+      region.name = place.at("name").text(kMaxNameBytes);
+      region.bytes = static_cast<std::uint64_t>(place.at("bytes").integer(1));
+      if (place.has("kind")) region.kind = static_cast<MemoryKind>(index_in(kKinds, place.at("kind")));
+      if (place.has("address")) region.address = place.at("address").count();
+      if (!region_names_.emplace(region.name, static_cast<std::uint32_t>(i)).second) {
+        place.at("name").fail(fmt::format("two regions of the name {}", region.name));
+      }
+      catalog_.regions.push_back(std::move(region));
+    }
+  }
+
+  std::uint32_t region_at(const Place& place) const {
+    if (place.value().is_string()) {
+      const auto& name = place.text(kMaxNameBytes);
+      const auto found = region_names_.find(name);
+      if (found == region_names_.end()) place.fail(fmt::format("there is no region {}", name));
+      return found->second;
+    }
+    if (catalog_.regions.empty()) place.fail("there are no regions");
+    return static_cast<std::uint32_t>(place.integer(0, static_cast<std::int64_t>(catalog_.regions.size()) - 1));
+  }
+
+  Block block_at(const Place& place, std::vector<std::int64_t> shape, std::uint64_t element_bytes) const {
+    Block block;
+    block.region = region_at(place.at("region"));
+    block.byte_offset =
+        place.has("byte_offset") ? static_cast<std::uint64_t>(place.at("byte_offset").integer(0)) : std::uint64_t{0};
+    block.shape = std::move(shape);
+    if (place.has("strides_bytes")) {
+      const auto strides = place.at("strides_bytes");
+      block.strides_bytes = strides.integers(kMaxAxes, std::numeric_limits<std::int64_t>::min());
+      if (block.strides_bytes.size() != block.shape.size()) {
+        strides.fail(fmt::format("has {} axes, the memory has {}", block.strides_bytes.size(), block.shape.size()));
+      }
+      return block;
+    }
+    block.strides_bytes.resize(block.shape.size());
+    auto stride = static_cast<std::int64_t>(element_bytes);
+    for (std::size_t axis = block.shape.size(); axis-- > 0;) {
+      block.strides_bytes[axis] = stride;
+      if (__builtin_mul_overflow(stride, block.shape[axis], &stride)) place.fail("more bytes than 2^63");
+    }
+    return block;
+  }
+
+  void read_entry(const Place& place, std::size_t index) {
+    if (!place.value().is_object()) place.fail("must be an object");
+    const bool fused = place.has("parts");
+    const auto type_key = is_server() ? "recipe" : "dtype";
+    const auto landing_key = is_server() ? "landing" : type_key;  // a trainer has no landing
+    const auto scales_key = is_server() ? "scales" : type_key;
+    const auto is_scales_key = is_server() ? "is_scales" : type_key;
+    if (fused) {
+      place.require_keys(
+          {"parameter", "shape", "region", "byte_offset", "strides_bytes", type_key, scales_key, landing_key, "parts"});
+    } else {
+      place.require_keys({"tensor", "shape", "offset", "extent", "region", "byte_offset", "strides_bytes", type_key,
+                          scales_key, is_scales_key, landing_key, "parameter", "parts"});
+    }
+    Entry common;
+    read_type(place.at(type_key), common);
+    if (is_server() && place.has("landing")) {
+      common.landing = static_cast<Landing>(index_in(kLandings, place.at("landing")));
+    }
+    if (place.has("parameter")) common.parameter = place.at("parameter").text(kMaxNameBytes);
+    if (fused) {
+      read_parts(place, common, index);
+    } else {
+      read_plain(place, common, index);
+    }
+  }
+
+  void read_type(const Place& place, Entry& entry) const {
+    const auto& name = place.text(kMaxNameBytes);
+    const auto source = is_server() ? std::nullopt : parse_source_type(name);
+    const auto recipe = is_server() ? parse_recipe(name) : std::nullopt;
+    if (!source && !recipe) {
+      std::vector<std::string_view> known;
+      for (int i = 0; i < 256; ++i) {
+        const auto known_name = is_server() ? to_string(Recipe(i)) : to_string(SourceType(i));
+        if (known_name != "unknown") known.push_back(known_name);
+      }
+      place.fail(fmt::format("\"{}\" is not known; the nearest known one is \"{}\"", name.substr(0, 100),
+                             nearest(name.substr(0, 100), known)));
+    }
+    if (source) entry.source_type = *source;
+    if (recipe) entry.recipe = *recipe;
+  }
+
+  std::uint64_t bytes_of(const Entry& entry) const {
+    return is_server() ? element_bytes(entry.recipe) : element_bytes(entry.source_type);
+  }
+
+  void read_plain(const Place& outer, Entry entry, std::size_t index) {
+    auto place = outer;
+    place.set_tensor(place.at("tensor").text(kMaxNameBytes));
+    entry.tensor = place.tensor();
+    entry.shape = shape_at(place.at("shape"));
+    entry.box = box_of(place, entry.shape);
+    const auto extents = [](const Box& box) {
+      return std::vector<std::int64_t>(box.extent.begin(), box.extent.begin() + box.axes);
+    };
+    const auto memory = block_at(place, extents(entry.box), bytes_of(entry));
+    if (place.has("is_scales")) entry.is_scales = place.at("is_scales").boolean();
+    std::optional<Block> scales;
+    if (place.has("scales") && place.at("scales").value().is_number()) {
+      entry.scales = static_cast<std::uint32_t>(place.at("scales").integer(0, kMaxEntries));
+    } else if (place.has("scales")) {
+      const auto scales_place = place.at("scales");
+      scales_place.require_keys({"region", "byte_offset", "strides_bytes"});
+      scales = block_at(scales_place, extents(blocks_touched(entry.box)), element_bytes(Recipe::fp32));
+    }
+    const std::vector<std::int64_t> start(entry.box.axes, 0);
+    add(place, std::move(entry), memory, start, scales, start, {index, std::nullopt, false});
+  }
+
+  void read_parts(const Place& place, const Entry& common, std::size_t index) {
+    const auto memory = block_at(place, shape_at(place.at("shape")), bytes_of(common));
+    std::optional<Block> scales;
+    if (place.has("scales")) {
+      const auto scales_place = place.at("scales");
+      scales_place.require_keys({"shape", "region", "byte_offset", "strides_bytes"});
+      auto shape = scales_place.has("shape") ? shape_at(scales_place.at("shape")) : block_grid(memory.shape);
+      scales = block_at(scales_place, std::move(shape), element_bytes(Recipe::fp32));
+    }
+    const auto parts = place.at("parts");
+    const auto count = parts.size_of_array(kMaxEntries);
+    if (count == 0) parts.fail("must not be empty");
+    for (std::size_t i = 0; i < count; ++i) {
+      auto part = parts.at(i);
+      part.require_keys({"tensor", "shape", "offset", "extent", "at", "scales_at"});
+      auto entry = common;
+      part.set_tensor(part.at("tensor").text(kMaxNameBytes));
+      entry.tensor = part.tensor();
+      entry.shape = shape_at(part.at("shape"));
+      entry.box = box_of(part, entry.shape);
+      auto at = std::vector<std::int64_t>(memory.shape.size(), 0);
+      if (part.has("at")) at = part.at("at").integers(kMaxAxes, 0);
+      const auto scales_at = scales ? scales_at_of(part, at, entry.box.axes) : at;
+      add(part, std::move(entry), memory, at, scales, scales_at, {index, i, false});
+    }
+  }
+
+  // Where a part's scales stand: as given, else where its blocks stand when the scales follow the memory's own grid.
+  static std::vector<std::int64_t> scales_at_of(const Place& part, std::vector<std::int64_t> at, std::size_t axes) {
+    if (part.has("scales_at")) return part.at("scales_at").integers(kMaxAxes, 0);
+    for (std::size_t back = 1; back <= std::min<std::size_t>({axes, at.size(), 2}); ++back) {
+      auto& position = at[at.size() - back];
+      if (position % kBlock != 0) {
+        part.fail(fmt::format("stands at {}, inside a block of {}: say where its scales stand with \"scales_at\"",
+                              position, kBlock));
+      }
+      position /= kBlock;
+    }
+    return at;
+  }
+
+  // Lays `entry` (its box is known) into `memory`, its first element at `at`. The memory may have more axes than the
+  // box: the box lies in the last ones.
+  static void lay(const Place& place, Entry& entry, const Block& memory, const std::vector<std::int64_t>& at) {
+    if (at.size() != memory.shape.size()) {
+      place.fail(fmt::format("\"at\" has {} axes, the memory has {}", at.size(), memory.shape.size()));
+    }
+    if (entry.box.axes > at.size()) {
+      place.fail(fmt::format("the box has {} axes, the memory only {}", entry.box.axes, at.size()));
+    }
+    const auto outer = at.size() - entry.box.axes;
+    auto byte = static_cast<std::int64_t>(memory.byte_offset);
+    for (std::size_t axis = 0; axis < at.size(); ++axis) {
+      const auto extent = axis < outer ? 1 : entry.box.extent[axis - outer];
+      if (at[axis] > memory.shape[axis] - extent) {
+        place.fail(fmt::format("stands at {} with {} elements on axis {}, the memory has {}{}", at[axis], extent, axis,
+                               memory.shape[axis], entry.is_scales ? " (scales)" : ""));
+      }
+      if (!multiply_add(byte, at[axis], memory.strides_bytes[axis])) place.fail("byte offsets beyond 2^63");
+      if (axis >= outer) entry.strides_bytes[axis - outer] = memory.strides_bytes[axis];
+    }
+    if (byte < 0) place.fail("starts before its region");
+    entry.region = memory.region;
+    entry.byte_offset = static_cast<std::uint64_t>(byte);
+  }
+
+  void add(const Place& place, Entry entry, const Block& memory, const std::vector<std::int64_t>& at,
+           const std::optional<Block>& scales, const std::vector<std::int64_t>& scales_at, Source source) {
+    if (catalog_.entries.size() + 2 > kMaxEntries) place.fail(fmt::format("more than {} entries", kMaxEntries));
+    lay(place, entry, memory, at);
+    std::optional<Entry> scales_entry;
+    if (scales) {
+      if (!has_scales(entry.recipe)) place.fail(fmt::format("the recipe {} has no scales", to_string(entry.recipe)));
+      scales_entry = entry;
+      scales_entry->is_scales = true;
+      scales_entry->recipe = Recipe::fp32;
+      scales_entry->shape = block_grid(entry.shape);
+      scales_entry->box = blocks_touched(entry.box);
+      scales_entry->strides_bytes = {};
+      lay(place, *scales_entry, *scales, scales_at);
+      entry.scales = static_cast<std::uint32_t>(catalog_.entries.size() + 1);
+    }
+    catalog_.entries.push_back(std::move(entry));
+    sources_.push_back(source);
+    if (!scales_entry) return;
+    catalog_.entries.push_back(std::move(*scales_entry));
+    source.is_nested = true;
+    sources_.push_back(source);
+  }
+
+  void check() {
+    const Fail fail = [&](std::size_t index, const std::string& what) {
+      const auto& source = sources_[index];
+      const auto entries = root_.at("entries");
+      auto place = entries.at(source.entry);
+      place.set_tensor(catalog_.entries[index].tensor);
+      if (source.part) {
+        auto parts = place.at("parts");
+        parts.at(*source.part).fail(what);
+      }
+      if (source.is_nested) place.at("scales").fail(what);
+      place.fail(what);
+    };
+    for (std::size_t i = 0; i < catalog_.entries.size(); ++i) check_entry(catalog_, i, fail);
+    check_scales(catalog_, fail);
+    check_names(catalog_, fail);
+    if (is_server()) check_overlaps(catalog_, fail);
+  }
+
+  const std::string& origin_;
+  Place root_;
+  Catalog catalog_;
+  std::unordered_map<std::string, std::uint32_t> region_names_;
+  std::vector<Source> sources_;
+};
+
+}  // namespace
+
+Catalog parse_catalog(std::string_view json_text, const std::string& origin) {
+  if (json_text.size() > kMaxTextBytes) {
+    throw Error(Code::invalid_argument,
+                fmt::format("{}: {} bytes, at most {} are supported", origin, json_text.size(), kMaxTextBytes));
+  }
+  const auto document = parse_strict_json(json_text, origin);
+  return Reader(document, origin).read();
+}
+
+std::string to_json(const Catalog& catalog) {
+  const bool is_server = catalog.role == Role::server;
+  std::string text = fmt::format("{{\n  \"format\": \"{}\",\n  \"role\": \"{}\",\n  \"rank\": {},\n", kFormat,
+                                 to_string(catalog.role), catalog.rank);
+  if (is_server) text += fmt::format("  \"replica\": {},\n", catalog.replica);
+  text += "  \"regions\": [";
+  const char* separator = "\n    ";
+  for (const auto& region : catalog.regions) {
+    Json json = {
+        {"name", region.name}, {"bytes", region.bytes}, {"kind", kKinds[static_cast<std::size_t>(region.kind)]}};
+    if (region.address != 0) json["address"] = region.address;
+    text += separator + json.dump();
+    separator = ",\n    ";
+  }
+  text += "\n  ],\n  \"entries\": [";
+  separator = "\n    ";
+  for (const auto& entry : catalog.entries) {
+    Json json = {{"tensor", entry.tensor}, {"shape", entry.shape}};
+    const auto axes = entry.box.axes;
+    json["offset"] = std::vector<std::int64_t>(entry.box.offset.begin(), entry.box.offset.begin() + axes);
+    json["extent"] = std::vector<std::int64_t>(entry.box.extent.begin(), entry.box.extent.begin() + axes);
+    json[is_server ? "recipe" : "dtype"] = is_server ? to_string(entry.recipe) : to_string(entry.source_type);
+    json["region"] = catalog.regions[entry.region].name;
+    json["byte_offset"] = entry.byte_offset;
+    json["strides_bytes"] = std::vector<std::int64_t>(entry.strides_bytes.begin(), entry.strides_bytes.begin() + axes);
+    if (entry.scales) json["scales"] = *entry.scales;
+    if (entry.is_scales) json["is_scales"] = true;
+    if (entry.landing != Landing::direct) json["landing"] = kLandings[static_cast<std::size_t>(entry.landing)];
+    if (!entry.parameter.empty()) json["parameter"] = entry.parameter;
+    text += separator + json.dump();
+    separator = ",\n    ";
+  }
+  return text + "\n  ]\n}\n";
+}
+
+}  // namespace weightcast

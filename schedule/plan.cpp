@@ -1,0 +1,141 @@
+#include "schedule/plan.h"
+
+#include <algorithm>
+#include <map>
+#include <utility>
+
+#include "schedule/fingerprint.h"
+
+namespace weightcast {
+namespace {
+
+// How a step's box is cut: one index at a time on the axes before `axis`, `step` at a time on it, whole behind it.
+// The cuts on `axis` stand at anchor + n * step, so that pieces end at blocks or words.
+struct Cut {
+  std::size_t axis = 0;
+  std::int64_t step = 1;
+  std::int64_t anchor = 0;  // at most the box's offset, less than one step before it
+};
+
+std::int64_t floor_to(std::int64_t value, std::int64_t multiple) { return value - value % multiple; }
+
+Cut cut_of(const Step& step, std::uint64_t chunk_bytes) {
+  const auto& box = step.box;
+  const auto last = static_cast<std::size_t>(box.axes - 1);
+  const bool blocked = has_scales(step.recipe);
+  const auto smallest_axis = blocked && last > 0 ? last - 1 : last;  // blocked: never cut inside a block's row
+  const auto limit = static_cast<std::int64_t>(std::min<std::uint64_t>(chunk_bytes, std::uint64_t{1} << 62));
+  const auto element = static_cast<std::int64_t>(element_bytes(step.recipe));
+
+  Cut cut{smallest_axis, 1, 0};
+  std::int64_t index_bytes = element;  // of one index of cut.axis
+  for (std::size_t axis = cut.axis + 1; axis <= last; ++axis) index_bytes *= box.extent[axis];
+  while (cut.axis > 0 && index_bytes * box.extent[cut.axis] <= limit) {
+    index_bytes *= box.extent[cut.axis];
+    --cut.axis;
+  }
+  const bool inside_words = !blocked && cut.axis == last;
+  const bool inside_blocks = blocked && cut.axis == smallest_axis;
+  const auto unit = inside_blocks ? kBlock : inside_words ? 8 / element : 1;
+  cut.step = std::max(floor_to(limit / index_bytes, unit), unit);
+  const auto from = inside_words ? step.frame.offset[cut.axis] : inside_blocks ? 0 : box.offset[cut.axis];
+  cut.anchor = from + floor_to(box.offset[cut.axis] - from, unit);
+  return cut;
+}
+
+template <class AnyStep>
+std::vector<TargetExtent> targets_of(const AnyStep& step, const Catalogs& catalogs) {
+  std::vector<TargetExtent> targets;
+  targets.reserve(step.destinations.size());
+  for (const auto& to : step.destinations) {
+    const auto& entry = catalogs.servers[to.server].entries[to.entry];
+    targets.push_back({to.server, entry.region, entry.byte_offset, entry.strides_bytes});
+  }
+  return targets;
+}
+
+}  // namespace
+
+std::uint64_t digest_of(const Catalogs& catalogs) {
+  Fingerprint print;
+  for (const auto* side : {&catalogs.trainers, &catalogs.servers}) {
+    print.add(side->size());
+    for (const auto& catalog : *side) print.add(digest_of(catalog));
+  }
+  return print.value();
+}
+
+std::uint64_t count_chunks(const Step& step, std::uint64_t chunk_bytes) {
+  const auto cut = cut_of(step, chunk_bytes);
+  std::int64_t count = 1;
+  for (std::size_t axis = 0; axis < cut.axis; ++axis) count *= step.box.extent[axis];
+  const auto end = step.box.offset[cut.axis] + step.box.extent[cut.axis];
+  return static_cast<std::uint64_t>(count * ((end - cut.anchor + cut.step - 1) / cut.step));
+}
+
+std::vector<Box> chunks_of(const Step& step, std::uint64_t chunk_bytes) {
+  const auto cut = cut_of(step, chunk_bytes);
+  const auto& box = step.box;
+  const auto end = box.offset[cut.axis] + box.extent[cut.axis];
+  std::vector<Box> chunks;
+  chunks.reserve(count_chunks(step, chunk_bytes));
+  Box chunk = box;
+  for (std::size_t axis = 0; axis < cut.axis; ++axis) chunk.extent[axis] = 1;
+  while (true) {
+    for (auto begin = cut.anchor; begin < end; begin += cut.step) {
+      chunk.offset[cut.axis] = std::max(begin, box.offset[cut.axis]);
+      chunk.extent[cut.axis] = std::min(begin + cut.step, end) - chunk.offset[cut.axis];
+      chunks.push_back(chunk);
+    }
+    auto axis = cut.axis;
+    while (axis > 0) {
+      --axis;
+      if (++chunk.offset[axis] < box.offset[axis] + box.extent[axis]) break;
+      chunk.offset[axis] = box.offset[axis];
+      if (axis == 0) return chunks;
+    }
+    if (cut.axis == 0) return chunks;
+  }
+}
+
+TrainerTable trainer_table(const Plan& plan, const Catalogs& catalogs, std::uint32_t trainer) {
+  TrainerTable table;
+  table.trainer = trainer;
+  table.chunk_bytes = plan.chunk_bytes;
+  for (const auto& step : plan.steps) {
+    if (step.trainer != trainer) continue;
+    table.steps.push_back({step, targets_of(step, catalogs)});
+    table.steps.back().step.destinations.clear();
+  }
+  for (const auto& step : plan.scale_steps) {
+    if (step.trainer != trainer) continue;
+    table.scale_steps.push_back({step, targets_of(step, catalogs)});
+    table.scale_steps.back().step.destinations.clear();
+  }
+  for (const auto& exchange : plan.amax) {
+    if (exchange.from == trainer) table.amax_out.push_back(exchange);
+    if (exchange.to == trainer) table.amax_in.push_back(exchange);
+  }
+  return table;
+}
+
+ServerTable server_table(const Plan& plan, const Catalogs&, std::uint32_t server) {
+  std::map<std::uint32_t, ExpectedSender> senders;
+  const auto expect = [&](const auto& step, const Box& box, Recipe recipe) {
+    for (const auto& to : step.destinations) {
+      if (to.server != server) continue;
+      auto& sender = senders[step.trainer];
+      sender.trainer = step.trainer;
+      sender.bytes += static_cast<std::uint64_t>(elements(box)) * element_bytes(recipe);
+      sender.pieces.push_back({to.entry, box});
+    }
+  };
+  for (const auto& step : plan.steps) expect(step, step.box, step.recipe);
+  for (const auto& step : plan.scale_steps) expect(step, step.blocks, Recipe::fp32);
+  ServerTable table;
+  table.server = server;
+  for (auto& [trainer, sender] : senders) table.senders.push_back(std::move(sender));
+  return table;
+}
+
+}  // namespace weightcast

@@ -1,0 +1,284 @@
+// The tables as CBOR, see FORMATS.md. Every number that a reader will use as an index or an address is checked here.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "schedule/blocks.h"
+#include "schedule/catalog_check.h"
+#include "schedule/cbor.h"
+#include "schedule/plan.h"
+#include "transport/base/status.h"
+
+namespace weightcast {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr std::string_view kTrainerFormat = "weightcast.trainer_table/1";
+constexpr std::string_view kServerFormat = "weightcast.server_table/1";
+constexpr int kMostDepth = 6;
+constexpr std::int64_t kMaxExtent = std::int64_t{1} << 60;
+
+// ---- values to JSON ----
+
+Json json_of(const Box& box) {
+  Json json = Json::array();
+  for (std::size_t axis = 0; axis < box.axes; ++axis) json.push_back(box.offset[axis]);
+  for (std::size_t axis = 0; axis < box.axes; ++axis) json.push_back(box.extent[axis]);
+  return json;
+}
+
+Json json_of(const std::vector<TargetExtent>& targets, std::size_t axes) {
+  Json json = Json::array();
+  for (const auto& target : targets) {
+    Json one = {target.server, target.region, target.byte_offset};
+    for (std::size_t axis = 0; axis < axes; ++axis) one.push_back(target.strides_bytes[axis]);
+    json.push_back(std::move(one));
+  }
+  return json;
+}
+
+Json json_of(const std::vector<AmaxExchange>& exchanges, std::uint32_t AmaxExchange::*peer) {
+  Json json = Json::array();
+  for (const auto& exchange : exchanges) {
+    Json runs = Json::array();
+    for (const auto& run : exchange.runs) runs.push_back({run.from_entry, run.to_entry, json_of(run.blocks)});
+    json.push_back({exchange.*peer, std::move(runs)});
+  }
+  return json;
+}
+
+// ---- JSON to values ----
+
+class Reader {
+ public:
+  Reader(const std::vector<std::uint8_t>& bytes, std::string_view format, const Catalog& own)
+      : own_(own), what_("the table of " + name_of(own)), document_(parse_cbor(bytes, kMostDepth, what_)) {
+    if (!document_.is_object()) fail("is not a map");
+    const auto& found = member("format");
+    if (!found.is_string() || found.get_ref<const std::string&>() != format)
+      fail(fmt::format("its format is not {}", format));
+    if (integer(member(own.role == Role::trainer ? "trainer" : "server"), kMaxRank) != own.rank) {
+      fail("it is another rank's");
+    }
+  }
+
+  [[noreturn]] void fail(std::string_view cause) const {
+    throw Error(Code::invalid_argument, fmt::format("{} is not valid: {}", what_, cause));
+  }
+
+  const Json& member(const char* key) const {
+    const auto found = document_.find(key);
+    if (found == document_.end()) fail(fmt::format("\"{}\" is missing", key));
+    return *found;
+  }
+
+  // Calls read(item) for every item.
+  template <class Read>
+  void each(const Json& array, const Read& read) const {
+    if (!array.is_array()) fail("an array is expected");
+    for (const auto& item : array) read(item);
+  }
+
+  const Json& tuple(const Json& json, std::size_t size) const {
+    if (!json.is_array() || json.size() != size) fail(fmt::format("an array of {} items is expected", size));
+    return json;
+  }
+
+  std::uint64_t integer(const Json& json, std::uint64_t most) const {
+    if (!json.is_number_unsigned() || json.get<std::uint64_t>() > most) {
+      fail(fmt::format("an integer from 0 to {} is expected", most));
+    }
+    return json.get<std::uint64_t>();
+  }
+  std::uint32_t rank(const Json& json) const { return static_cast<std::uint32_t>(integer(json, kMaxRank)); }
+  bool boolean(const Json& json) const {
+    if (!json.is_boolean()) fail("true or false is expected");
+    return json.get<bool>();
+  }
+
+  std::uint32_t own_entry(const Json& json) const {
+    if (own_.entries.empty()) fail("it names an entry, the catalog has none");
+    return static_cast<std::uint32_t>(integer(json, own_.entries.size() - 1));
+  }
+  std::uint32_t peer_entry(const Json& json) const { return static_cast<std::uint32_t>(integer(json, kMaxEntries)); }
+
+  Box box(const Json& json) const {
+    if (!json.is_array() || json.empty() || json.size() % 2 != 0 || json.size() > 2 * kMaxAxes) {
+      fail("a box is expected: offsets, then extents");
+    }
+    Box box;
+    box.axes = static_cast<std::uint8_t>(json.size() / 2);
+    for (std::size_t axis = 0; axis < box.axes; ++axis) {
+      box.offset[axis] = static_cast<std::int64_t>(integer(json[axis], kMaxExtent));
+      box.extent[axis] = static_cast<std::int64_t>(integer(json[box.axes + axis], kMaxExtent));
+      if (box.extent[axis] == 0) fail(fmt::format("the box {} is empty", to_string(box)));
+    }
+    return box;
+  }
+  Box box_within(const Json& json, const Box& outer) const {
+    const auto inner = box(json);
+    if (inner.axes != outer.axes || !contains(outer, inner)) {
+      fail(fmt::format("the box {} is not inside {}", to_string(inner), to_string(outer)));
+    }
+    return inner;
+  }
+
+  std::vector<TargetExtent> targets(const Json& json, const Box& frame, std::uint64_t element_bytes) const {
+    std::vector<TargetExtent> targets;
+    each(json, [&](const Json& item) {
+      tuple(item, std::size_t{3} + frame.axes);
+      Entry extent;  // of the peer, as far as its range goes
+      extent.box = frame;
+      extent.byte_offset = integer(item[2], INT64_MAX);
+      for (std::size_t axis = 0; axis < frame.axes; ++axis) {
+        extent.strides_bytes[axis] = static_cast<std::int64_t>(integer(item[3 + axis], INT64_MAX));
+      }
+      if (!bounding_range(extent, element_bytes, INT64_MAX)) fail("a target reaches beyond 2^63 bytes");
+      const auto region = static_cast<std::uint32_t>(integer(item[1], kMaxRegions));
+      targets.push_back({rank(item[0]), region, extent.byte_offset, extent.strides_bytes});
+    });
+    if (targets.empty()) fail("a step has no target");
+    return targets;
+  }
+
+  const Catalog& own() const { return own_; }
+
+ private:
+  const Catalog& own_;
+  const std::string what_;
+  const Json document_;
+};
+
+TrainerStep read_step(const Reader& reader, const Json& json, std::uint32_t trainer, std::uint64_t chunk_bytes) {
+  reader.tuple(json, 8);
+  TrainerStep read;
+  auto& step = read.step;
+  step.trainer = trainer;
+  step.entry = reader.own_entry(json[0]);
+  const auto& entry = reader.own().entries[step.entry];
+  step.recipe = static_cast<Recipe>(reader.integer(json[1], UINT8_MAX));
+  if (element_bytes(step.recipe) == 0) reader.fail("a recipe that this version does not know");
+  step.frame = reader.box_within(json[3], whole(entry.shape));
+  step.box = reader.box_within(json[2], entry.box);
+  if (!contains(step.frame, step.box)) reader.fail("a step's box is not inside its frame");
+  step.needs_amax = reader.boolean(json[4]);
+  step.signal = static_cast<std::uint32_t>(reader.integer(json[5], 0));
+  step.chunks = static_cast<std::uint32_t>(reader.integer(json[6], UINT32_MAX));
+  if (step.chunks != count_chunks(step, chunk_bytes)) reader.fail("a step's number of chunks is not that of its box");
+  read.targets = reader.targets(json[7], step.frame, element_bytes(step.recipe));
+  return read;
+}
+
+TrainerScaleStep read_scale_step(const Reader& reader, const Json& json, std::uint32_t trainer) {
+  reader.tuple(json, 4);
+  TrainerScaleStep read;
+  auto& step = read.step;
+  step.trainer = trainer;
+  step.entry = reader.own_entry(json[0]);
+  const auto& entry = reader.own().entries[step.entry];
+  step.frame = reader.box_within(json[2], whole(block_grid(entry.shape)));
+  step.blocks = reader.box_within(json[1], blocks_touched(entry.box));
+  if (!contains(step.frame, step.blocks)) reader.fail("the blocks of a scale step are not inside its frame");
+  read.targets = reader.targets(json[3], step.frame, element_bytes(Recipe::fp32));
+  return read;
+}
+
+// `outgoing`: this rank is `from`, the peer is `to`.
+std::vector<AmaxExchange> read_exchanges(const Reader& reader, const Json& json, bool outgoing) {
+  std::vector<AmaxExchange> exchanges;
+  const auto own_rank = reader.own().rank;
+  reader.each(json, [&](const Json& item) {
+    reader.tuple(item, 2);
+    const auto peer = reader.rank(item[0]);
+    AmaxExchange exchange{outgoing ? own_rank : peer, outgoing ? peer : own_rank, {}};
+    reader.each(item[1], [&](const Json& run_json) {
+      reader.tuple(run_json, 3);
+      AmaxRun run;
+      run.from_entry = outgoing ? reader.own_entry(run_json[0]) : reader.peer_entry(run_json[0]);
+      run.to_entry = outgoing ? reader.peer_entry(run_json[1]) : reader.own_entry(run_json[1]);
+      const auto& entry = reader.own().entries[outgoing ? run.from_entry : run.to_entry];
+      run.blocks = reader.box_within(run_json[2], blocks_touched(entry.box));
+      exchange.runs.push_back(run);
+    });
+    exchanges.push_back(std::move(exchange));
+  });
+  return exchanges;
+}
+
+}  // namespace
+
+std::vector<std::uint8_t> encode(const TrainerTable& table) {
+  Json steps = Json::array();
+  for (const auto& [step, targets] : table.steps) {
+    steps.push_back({step.entry, static_cast<unsigned>(step.recipe), json_of(step.box), json_of(step.frame),
+                     step.needs_amax, step.signal, step.chunks, json_of(targets, step.frame.axes)});
+  }
+  Json scale_steps = Json::array();
+  for (const auto& [step, targets] : table.scale_steps) {
+    scale_steps.push_back({step.entry, json_of(step.blocks), json_of(step.frame), json_of(targets, step.frame.axes)});
+  }
+  const Json document = {{"format", kTrainerFormat},
+                         {"trainer", table.trainer},
+                         {"chunk_bytes", table.chunk_bytes},
+                         {"steps", std::move(steps)},
+                         {"scale_steps", std::move(scale_steps)},
+                         {"amax_out", json_of(table.amax_out, &AmaxExchange::to)},
+                         {"amax_in", json_of(table.amax_in, &AmaxExchange::from)}};
+  return Json::to_cbor(document);
+}
+
+std::vector<std::uint8_t> encode(const ServerTable& table) {
+  Json senders = Json::array();
+  for (const auto& sender : table.senders) {
+    Json pieces = Json::array();
+    for (const auto& piece : sender.pieces) pieces.push_back({piece.entry, json_of(piece.box)});
+    senders.push_back({sender.trainer, sender.bytes, std::move(pieces)});
+  }
+  const Json document = {{"format", kServerFormat}, {"server", table.server}, {"senders", std::move(senders)}};
+  return Json::to_cbor(document);
+}
+
+TrainerTable decode_trainer_table(const std::vector<std::uint8_t>& bytes, const Catalog& own) {
+  const Reader reader(bytes, kTrainerFormat, own);
+  TrainerTable table;
+  table.trainer = own.rank;
+  table.chunk_bytes = reader.integer(reader.member("chunk_bytes"), UINT64_MAX);
+  if (table.chunk_bytes == 0) reader.fail("chunk_bytes is 0");
+  reader.each(reader.member("steps"),
+              [&](const Json& json) { table.steps.push_back(read_step(reader, json, own.rank, table.chunk_bytes)); });
+  reader.each(reader.member("scale_steps"),
+              [&](const Json& json) { table.scale_steps.push_back(read_scale_step(reader, json, own.rank)); });
+  table.amax_out = read_exchanges(reader, reader.member("amax_out"), true);
+  table.amax_in = read_exchanges(reader, reader.member("amax_in"), false);
+  return table;
+}
+
+ServerTable decode_server_table(const std::vector<std::uint8_t>& bytes, const Catalog& own) {
+  const Reader reader(bytes, kServerFormat, own);
+  ServerTable table;
+  table.server = own.rank;
+  reader.each(reader.member("senders"), [&](const Json& json) {
+    reader.tuple(json, 3);
+    ExpectedSender sender;
+    sender.trainer = reader.rank(json[0]);
+    sender.bytes = reader.integer(json[1], UINT64_MAX);
+    std::uint64_t bytes_of_pieces = 0;
+    reader.each(json[2], [&](const Json& item) {
+      reader.tuple(item, 2);
+      const auto index = reader.own_entry(item[0]);
+      const auto& entry = own.entries[index];
+      sender.pieces.push_back({index, reader.box_within(item[1], entry.box)});
+      bytes_of_pieces += static_cast<std::uint64_t>(elements(sender.pieces.back().box)) * element_bytes(entry.recipe);
+    });
+    if (bytes_of_pieces != sender.bytes) reader.fail("a sender's bytes are not those of its pieces");
+    if (!table.senders.empty() && table.senders.back().trainer >= sender.trainer) {
+      reader.fail("the senders are not in the order of their ranks");
+    }
+    table.senders.push_back(std::move(sender));
+  });
+  return table;
+}
+
+}  // namespace weightcast
