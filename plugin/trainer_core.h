@@ -53,7 +53,8 @@ struct PeerFailed {
 struct TrainerTick {
   std::uint64_t bytes_done = 0;
 };
-using TrainerEvent = std::variant<Message, FabricOpened, Linked, PushCalled, PushCancelled, Moved, PeerFailed, TrainerTick>;
+using TrainerEvent =
+    std::variant<Message, FabricOpened, Linked, PushCalled, PushCancelled, Moved, PeerFailed, TrainerTick>;
 
 // ---- actions ----
 struct SendMessage {
@@ -84,12 +85,13 @@ struct TrainerView {
   bool connected = false;  // to the peers of the current plan
   double first_contact_s = 0;
   std::vector<std::string> paths;
-  std::uint64_t pushing = 0;   // offered, not yet ended
-  std::uint64_t released = 0;  // the last version whose source may change
-  std::uint64_t ended = 0;     // the last version that ended
-  Status ended_status;         // of it
-  std::string report;          // of it, when it was committed
-  std::string waiting_for;     // what the handle waits for now, for messages
+  std::uint64_t push_ticket = 0;  // of the push that the next three are about
+  std::uint64_t pushing = 0;      // offered, not yet ended
+  std::uint64_t released = 0;     // the last version whose source may change
+  std::uint64_t ended = 0;        // the last version that ended
+  Status ended_status;            // of it
+  std::string report;             // of it, when it was committed
+  std::string waiting_for;        // what the handle waits for now, for messages
 };
 
 class TrainerCore {
