@@ -32,7 +32,8 @@ struct Join {
   std::uint64_t catalog_digest = 0;  // as the sender computed it: both sides must understand the same
   std::string landing;               // a server's: "staged" or "in_place"
   std::uint64_t committed_version = 0;
-  std::uint64_t ready_version = 0;  // a server's that is verified but not committed; 0: none
+  std::uint64_t ready_version = 0;    // a server's that is verified but not committed; 0: none
+  std::uint64_t decided_version = 0;  // a server's that it was told to commit, which nothing takes back; 0: none
   bool torn = false;
 };
 // Where region i of the catalog lies in the card: its landing memory (a shadow, or the live regions).
@@ -57,17 +58,22 @@ struct Heartbeat {
 struct Pushed {
   std::uint64_t version = 0;
 };
+// What concerns one attempt at a version carries the attempt's token (of Begin and Go), so that a late answer to an
+// attempt that has ended never counts for the next one, which may be of the same version.
 struct Armed {  // a server: the landing memory is free for this version
   std::uint64_t version = 0;
+  std::uint64_t token = 0;
 };
 struct Sent {  // a trainer: every byte and signal is out, none in flight
   std::uint64_t version = 0;
+  std::uint64_t token = 0;
   std::uint64_t bytes = 0;
   double seconds = 0;       // go to last flush
   double cast_seconds = 0;  // summed over the cast threads
 };
 struct Ready {
   std::uint64_t version = 0;
+  std::uint64_t token = 0;
   std::uint64_t bytes = 0;
   double verify_seconds = 0;
 };
@@ -75,8 +81,9 @@ struct Committed {
   std::uint64_t version = 0;
   double stall_ms = 0;
 };
-struct Quiesced {  // a trainer, after Abort: none of its puts is in flight
+struct Quiesced {  // a trainer, after Abort: none of its puts of this attempt is in flight
   std::uint64_t version = 0;
+  std::uint64_t token = 0;
 };
 struct PeerLost {  // a trainer: its endpoint to this rank failed
   Role role = Role::server;
@@ -85,6 +92,7 @@ struct PeerLost {  // a trainer: its endpoint to this rank failed
 };
 struct Failed {               // this update cannot go on; `text` is worded by the one who decided
   std::uint64_t version = 0;  // 0: not about an update
+  std::uint64_t token = 0;
   Code code = Code::internal;
   std::string text;
 };
@@ -110,8 +118,10 @@ struct PeerCard {
 struct TableOffer {
   std::uint64_t generation = 0;     // of the plan
   std::vector<std::uint8_t> table;  // of this rank, see schedule/plan.h
-  std::vector<PeerCard> peers;      // whom a trainer puts or sends to; empty for a server
-  bool suspects_gone = false;       // no rank counted dead could still write: retired shadows may be freed
+  std::vector<PeerCard> peers;      // whom a trainer puts or sends to; for a server: the trainers, without cards
+  // To servers: the incarnations of trainers that are known to have no put in flight. Memory into which another one
+  // may have been putting is retired, and freed when that one appears here.
+  std::vector<std::uint64_t> quiet;
 };
 struct Begin {  // to servers: prepare to receive
   std::uint64_t version = 0;
@@ -129,7 +139,7 @@ struct Commit {
 };
 struct Abort {
   std::uint64_t version = 0;
-  bool retire = false;  // to servers: a suspect could still write into the shadow; take another one
+  std::uint64_t token = 0;  // 0: no attempt had begun, or this controller does not know which
   Code code = Code::aborted;
   std::string text;
 };
