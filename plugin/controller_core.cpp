@@ -35,7 +35,7 @@ std::string_view to_string(ClusterState state) noexcept {
 }
 
 ControllerCore::ControllerCore(const Config& config, std::uint64_t incarnation, Clock::time_point now)
-    : config_(config), incarnation_(incarnation), now_(now), connect_began_(now), retry_at_(now), first_push_(now) {}
+    : config_(config), incarnation_(incarnation), now_(now), connect_began_(now), retry_at_(now), waiting_since_(now) {}
 
 std::vector<ControllerAction> ControllerCore::on(const ControllerEvent& event, Clock::time_point now) {
   now_ = now;
@@ -120,6 +120,7 @@ void ControllerCore::on_join(const std::string& connection, const Join& join) {
     actions_.push_back(SendFrame{connection, Refused{Code::refused, *reason}});
     return;
   }
+  if (key.role == Role::trainer) quiet_.insert(join.incarnation);  // a join says that nothing is in flight
   if (const auto known = members_.find(key); known != members_.end()) {
     if (known->second.join.incarnation != join.incarnation) {
       pending_[key] = {connection, join};  // until the one that holds the rank is heard of, or counted dead
@@ -141,10 +142,7 @@ void ControllerCore::admit(const std::string& connection, const Join& join, Cata
   member.join.catalog.clear();
   member.catalog = std::move(catalog);
   member.last_heard = now_;
-  if (const auto suspect = suspects_.find(key); suspect != suspects_.end() && suspect->second == join.incarnation) {
-    suspects_.erase(suspect);
-  }
-  decided_version_ = std::max(decided_version_, join.committed_version);
+  decided_version_ = std::max({decided_version_, join.committed_version, join.decided_version});
   note(false, "{} joined ({} entries{})", name_of(member.catalog), member.catalog.entries.size(),
        join.committed_version != 0 ? fmt::format(", holds version {}", join.committed_version) : "");
   send(member, Welcome{incarnation_});
@@ -172,7 +170,7 @@ void ControllerCore::on_member_message(const RankKey& key, Member& member, const
   } else if (const auto* pushed = std::get_if<Pushed>(&message)) {
     on_pushed(member, pushed->version);
   } else if (const auto* armed = std::get_if<Armed>(&message)) {
-    on_armed(member, armed->version);
+    on_armed(member, armed->token);
   } else if (const auto* sent = std::get_if<Sent>(&message)) {
     on_sent(member, *sent);
   } else if (const auto* ready = std::get_if<Ready>(&message)) {
@@ -180,8 +178,7 @@ void ControllerCore::on_member_message(const RankKey& key, Member& member, const
   } else if (const auto* committed = std::get_if<Committed>(&message)) {
     on_committed(member, *committed);
   } else if (const auto* quiesced = std::get_if<Quiesced>(&message)) {
-    if (in_update() && quiesced->version == update_->version) member.quiesced = true;
-    check_quiesced();
+    on_quiesced(member, quiesced->token);
   } else if (const auto* lost = std::get_if<PeerLost>(&message)) {
     const RankKey peer{lost->role, lost->rank};
     if (const auto it = members_.find(peer); it != members_.end()) {
@@ -192,8 +189,8 @@ void ControllerCore::on_member_message(const RankKey& key, Member& member, const
   } else if (const auto* failed = std::get_if<Failed>(&message)) {
     if (failed->version == 0 && state_ == ClusterState::connecting) {
       connect_failed(failed->text);
-    } else if (in_update() && failed->version == update_->version) {
-      abort_update(failed->code, failed->text, false);
+    } else if (of_update(failed->token) && takes_part(member)) {
+      abort_update(failed->code, failed->text);
     } else if (failed->version == 0) {
       lose(key, failed->text, false);
     }
@@ -216,12 +213,10 @@ void ControllerCore::lose(RankKey key, const std::string& why, bool could_still_
         drop_replica(gone.catalog.replica, key.rank, fmt::format("server {} is out: {}", key.rank, why));
       }
     } else if (!gone.sent && !gone.quiesced) {
-      const bool suspect = could_still_write && update_->gone;
-      if (suspect) suspects_[key] = gone.join.incarnation;
-      abort_update(Code::unreachable,
-                   fmt::format("trainer {} is out: {}; version {} is given up, servers keep version {}", key.rank, why,
-                               update_->version, decided_version_),
-                   suspect);
+      if (could_still_write && update_->gone) quiet_.erase(gone.join.incarnation);
+      abort_update(Code::unreachable, fmt::format("trainer {} is out: {}; version {} is given up, servers keep what "
+                                                  "they have committed",
+                                                  key.rank, why, update_->version));
     }
     if (in_update()) check_progress();
   }
@@ -331,19 +326,35 @@ void ControllerCore::consider_plan() {
   actions_.push_back(std::move(request));
 }
 
-// A version that any rank has committed is decided: ranks that have it ready are told to commit, other ready
-// versions are given up. (This controller is new, or these ranks were out when it was decided.)
+// Whether the decided version is this replica's, too: one of its ranks was told so, or all have verified it.
+bool ControllerCore::rolls_forward(std::uint32_t replica) const {
+  std::uint32_t holders = 0;
+  for (const auto& [key, member] : members_) {
+    if (key.role != Role::server || member.catalog.replica != replica) continue;
+    const Join& join = member.join;
+    if (join.committed_version == decided_version_ || join.decided_version == decided_version_) return true;
+    holders += join.ready_version == decided_version_ ? 1 : 0;
+  }
+  return holders == config_.controller.servers_per_replica;
+}
+
+// Settles what servers had ready when they joined. A version that any rank was told to commit is decided: replicas
+// that can follow do, every other ready version is given up. (This controller is new, or these ranks were out.)
 void ControllerCore::roll_forward() {
+  std::set<std::uint32_t> following;
+  for (const auto& [key, member] : members_) {
+    if (key.role == Role::server && rolls_forward(member.catalog.replica)) following.insert(member.catalog.replica);
+  }
   for (auto& [key, member] : members_) {
     const std::uint64_t ready = member.join.ready_version;
     if (key.role != Role::server || ready == 0) continue;
-    if (ready == decided_version_) {
+    if (ready == decided_version_ && following.contains(member.catalog.replica)) {
       note(false, "{} rolls forward to version {}", name_of(member.catalog), ready);
       send(member, Commit{ready});
     } else {
-      send(member, Abort{ready, false, Code::aborted,
-                         fmt::format("version {} was not committed anywhere; version {} stands", ready,
-                                     member.join.committed_version)});
+      send(member, Abort{ready, 0, Code::aborted,
+                         fmt::format("version {} was not decided for replica {}; version {} stands", ready,
+                                     member.catalog.replica, member.join.committed_version)});
     }
     member.join.ready_version = 0;
   }
@@ -365,13 +376,12 @@ void ControllerCore::on_plan(const PlanMade& plan) {
     TableOffer offer;
     offer.generation = generation_;
     offer.table = plan.tables.at(key);
-    offer.suspects_gone = suspects_.empty();
-    if (key.role == Role::trainer) {
-      for (const auto& [peer_key, peer] : members_) {
-        if (!peer.active || peer_key == key) continue;
-        offer.peers.push_back(
-            {peer_key.role, peer_key.rank, peer.join.incarnation, peer.card->card, peer.card->placements});
-      }
+    const bool puts = key.role == Role::trainer;
+    if (!puts) offer.quiet.assign(quiet_.begin(), quiet_.end());
+    for (const auto& [peer_key, peer] : members_) {
+      if (!peer.active || peer_key == key || (!puts && peer_key.role == Role::server)) continue;
+      const CardOffer card = puts ? *peer.card : CardOffer{};
+      offer.peers.push_back({peer_key.role, peer_key.rank, peer.join.incarnation, card.card, card.placements});
     }
     send(member, std::move(offer));
   }
@@ -407,6 +417,8 @@ void ControllerCore::connect_failed(const std::string& text) {
 
 void ControllerCore::refuse_everyone(Code code, const std::string& text) {
   for (const auto& [key, member] : members_) send(member, Refused{code, text});
+  for (const auto& [key, rival] : pending_) actions_.push_back(SendFrame{rival.connection, Refused{code, text}});
+  pending_.clear();
   members_.clear();
   by_connection_.clear();
   generation_ = 0;

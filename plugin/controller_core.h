@@ -6,7 +6,7 @@
 //   - A version is committed by a replica only when every rank of it has verified all its bytes; ranks of a replica
 //     are told together, and what one of them was told is never taken back.
 //   - No update begins before every put of an earlier one is known to have ended: trainers say so (Sent, Quiesced,
-//     Join), and servers take other landing memory when one died without saying it (Abort::retire).
+//     Join), and servers take other landing memory when one died without saying it (TableOffer::quiet).
 //   - Every wait ends: by its answer, by a death, or by its bound, and then names who was waited for.
 #pragma once
 
@@ -118,7 +118,6 @@ class ControllerCore {
     double stall_ms = 0;
     double cast_s = 0;
     double verify_s = 0;
-    Status failure;
   };
 
   // members (controller_core.cpp)
@@ -134,6 +133,7 @@ class ControllerCore {
   [[nodiscard]] bool everyone_joined() const;
   [[nodiscard]] bool choose_active();
   void roll_forward();
+  [[nodiscard]] bool rolls_forward(std::uint32_t replica) const;
   void on_plan(const PlanMade& plan);
   void on_connected(Member& member, const Connected& connected);
   void connect_failed(const std::string& text);
@@ -142,19 +142,22 @@ class ControllerCore {
   void on_pushed(Member& member, std::uint64_t version);
   void try_begin();
   void begin(std::uint64_t version);
-  void on_armed(Member& member, std::uint64_t version);
+  void on_armed(Member& member, std::uint64_t token);
   void on_sent(Member& member, const Sent& sent);
   void on_ready(Member& member, const Ready& ready);
   void on_committed(Member& member, const Committed& committed);
+  void on_quiesced(Member& member, std::uint64_t token);
   void check_progress();
   void commit_replica(std::uint32_t replica);
   void drop_replica(std::uint32_t replica, std::uint32_t lost_rank, const std::string& why);
-  void abort_update(Code code, const std::string& text, bool retire);
+  void abort_update(Code code, const std::string& text);
   void check_quiesced();
   void finish();
+  void rest();
   void check_update_bounds();
   [[nodiscard]] std::string report() const;
   [[nodiscard]] bool in_update() const noexcept { return update_.has_value(); }
+  [[nodiscard]] bool of_update(std::uint64_t token) const noexcept { return update_ && token == update_->token; }
   [[nodiscard]] bool replica_all(std::uint32_t replica, bool Member::*flag) const;
   [[nodiscard]] std::string waiting_for(Role role, bool Member::*flag) const;
 
@@ -180,7 +183,8 @@ class ControllerCore {
   std::map<RankKey, Member> members_;
   std::map<std::string, RankKey> by_connection_;
   std::map<RankKey, PendingJoin> pending_;
-  std::map<RankKey, std::uint64_t> suspects_;  // incarnations counted dead that could still write
+  // Incarnations of trainers that joined and were not lost in mid-put: outside updates they have no put in flight.
+  std::set<std::uint64_t> quiet_;
   bool membership_changed_ = false;
   std::uint64_t generation_ = 0;  // of the plan; 0: never planned
   Clock::time_point connect_began_;
@@ -189,7 +193,7 @@ class ControllerCore {
   double first_contact_s_ = 0;
   std::uint64_t decided_version_ = 0;
   std::uint64_t attempts_ = 0;
-  Clock::time_point first_push_;
+  Clock::time_point waiting_since_;  // outside updates: how long pushes have waited for others
   std::optional<Update> update_;
 };
 

@@ -52,14 +52,14 @@ std::string ControllerCore::waiting_for(Role role, bool Member::*flag) const {
 
 void ControllerCore::on_pushed(Member& member, std::uint64_t version) {
   if (version <= decided_version_) {
-    send(member, Abort{version, false, Code::invalid_argument,
+    send(member, Abort{version, 0, Code::invalid_argument,
                        fmt::format("version {} is not above version {}, which is committed: versions only grow",
                                    version, decided_version_)});
     return;
   }
   const bool first =
       std::none_of(members_.begin(), members_.end(), [](const auto& item) { return item.second.pushed_version != 0; });
-  if (first) first_push_ = now_;
+  if (first) waiting_since_ = now_;
   member.pushed_version = version;
   try_begin();
 }
@@ -79,7 +79,7 @@ void ControllerCore::try_begin() {
   });
   text += " push the same number everywhere";
   each_active(Role::trainer, [&](const RankKey&, Member& member) {
-    send(member, Abort{std::exchange(member.pushed_version, 0), false, Code::invalid_argument, text});
+    send(member, Abort{std::exchange(member.pushed_version, 0), 0, Code::invalid_argument, text});
   });
 }
 
@@ -99,16 +99,16 @@ void ControllerCore::begin(std::uint64_t version) {
   });
 }
 
-void ControllerCore::on_armed(Member& member, std::uint64_t version) {
-  if (!in_update() || version != update_->version) return;
+void ControllerCore::on_armed(Member& member, std::uint64_t token) {
+  if (!of_update(token)) return;
   member.armed = true;
   check_progress();
 }
 
 void ControllerCore::on_sent(Member& member, const Sent& sent) {
-  if (!in_update() || sent.version != update_->version) return;
+  if (!of_update(sent.token)) return;
   member.sent = true;
-  member.pushed_version = 0;
+  if (member.pushed_version == sent.version) member.pushed_version = 0;
   update_->bytes += sent.bytes;
   update_->cast_s += sent.cast_seconds;
   check_quiesced();
@@ -116,7 +116,7 @@ void ControllerCore::on_sent(Member& member, const Sent& sent) {
 }
 
 void ControllerCore::on_ready(Member& member, const Ready& ready) {
-  if (!in_update() || ready.version != update_->version || !takes_part(member)) return;
+  if (!of_update(ready.token) || !takes_part(member)) return;
   member.ready = true;
   update_->verify_s = std::max(update_->verify_s, ready.verify_seconds);
   check_progress();
@@ -130,6 +130,12 @@ void ControllerCore::on_committed(Member& member, const Committed& committed) {
   member.committed = true;
   update_->stall_ms = std::max(update_->stall_ms, committed.stall_ms);
   check_progress();
+}
+
+void ControllerCore::on_quiesced(Member& member, std::uint64_t token) {
+  if (!of_update(token)) return;
+  member.quiesced = true;
+  check_quiesced();
 }
 
 // Takes the update to its next stage as soon as everyone has answered.
@@ -173,57 +179,42 @@ void ControllerCore::drop_replica(std::uint32_t replica, std::uint32_t lost_rank
     drop.servers.push_back(key.rank);
     if (!member.commit_told && state_ != ClusterState::aborting) {
       send(member,
-           Abort{update_->version, false, Code::aborted,
+           Abort{update_->version, update_->token, Code::aborted,
                  fmt::format("replica {} takes no part in version {} any more: {}", replica, update_->version, why)});
     }
   });
   if (state_ == ClusterState::aborting) return;
   if (update_->replicas.empty()) {
-    abort_update(Code::unreachable, fmt::format("{}; no whole replica is left for version {}", why, update_->version),
-                 false);
+    abort_update(Code::unreachable, fmt::format("{}; no whole replica is left for version {}", why, update_->version));
     return;
   }
   each_active(Role::trainer, [&](const RankKey&, const Member& member) { send(member, drop); });
 }
 
-void ControllerCore::abort_update(Code code, const std::string& text, bool retire) {
+void ControllerCore::abort_update(Code code, const std::string& text) {
   if (state_ != ClusterState::aborting) {
-    update_->failure = Status(code, text);
     note(true, "version {} aborted: {}", update_->version, text);
     state_ = ClusterState::aborting;
     update_->stage_began = now_;
+    const Abort abort{update_->version, update_->token, code, text};
     each_active(Role::trainer, [&](const RankKey&, Member& member) {
-      member.pushed_version = 0;
-      send(member, Abort{update_->version, false, code, text});
+      if (member.pushed_version == update_->version) member.pushed_version = 0;
+      send(member, abort);
     });
-    each_active(Role::server, [&](const RankKey&, Member& member) {
-      if (!member.commit_told) send(member, Abort{update_->version, retire, code, text});
-    });
-  } else if (retire) {
-    each_active(Role::server, [&](const RankKey&, Member& member) {
-      if (!member.commit_told) send(member, Abort{update_->version, true, code, text});
-    });
-  }
-  if (retire) {
-    each_active(Role::server, [&](const RankKey&, Member& member) {
-      if (member.commit_told) return;
-      member.card.reset();  // its next card comes with the new shadow
-      membership_changed_ = true;
+    each_active(Role::server, [&](const RankKey&, const Member& member) {
+      if (!member.commit_told) send(member, abort);
     });
   }
   check_quiesced();
 }
 
-// Rest is reached when no live trainer has a put in flight.
+// Rest is reached when no live trainer has a put in flight. Those that died in mid-put are not in quiet_.
 void ControllerCore::check_quiesced() {
   if (state_ != ClusterState::aborting) return;
   bool quiet = true;
   each_active(Role::trainer,
               [&](const RankKey&, const Member& member) { quiet = quiet && (member.quiesced || member.sent); });
-  if (!quiet) return;
-  update_.reset();
-  state_ = membership_changed_ ? ClusterState::gathering : ClusterState::idle;
-  try_begin();
+  if (quiet) rest();
 }
 
 void ControllerCore::finish() {
@@ -231,7 +222,12 @@ void ControllerCore::finish() {
   decided_version_ = std::max(decided_version_, update_->version);
   note(false, "version {} done: {}", update_->version, text);
   each_active(Role::trainer, [&](const RankKey&, const Member& member) { send(member, Done{update_->version, text}); });
+  rest();
+}
+
+void ControllerCore::rest() {
   update_.reset();
+  waiting_since_ = now_;
   state_ = membership_changed_ ? ClusterState::gathering : ClusterState::idle;
   try_begin();
 }
@@ -239,16 +235,18 @@ void ControllerCore::finish() {
 void ControllerCore::check_update_bounds() {
   const Milliseconds update_bound(config_.times.update_ms);
   if (!in_update()) {
-    if (now_ - first_push_ <= update_bound) return;
+    if (now_ - waiting_since_ <= update_bound) return;
     std::string missing;
     each_active(Role::trainer, [&](const RankKey& key, const Member& member) {
       if (member.pushed_version == 0) missing += (missing.empty() ? "" : ", ") + to_string(key);
     });
-    if (missing.empty()) missing = reason_;
+    if (state_ != ClusterState::idle || missing.empty()) {
+      missing = reason_.empty() ? fmt::format("the cluster, which is {}", to_string(state_)) : reason_;
+    }
     for (auto& [key, member] : members_) {
       if (member.pushed_version == 0) continue;
       const std::uint64_t version = std::exchange(member.pushed_version, 0);
-      send(member, Abort{version, false, Code::timed_out,
+      send(member, Abort{version, 0, Code::timed_out,
                          fmt::format("version {} did not begin within {} ms: waiting for {}", version,
                                      update_bound.count(), missing)});
     }
@@ -256,18 +254,15 @@ void ControllerCore::check_update_bounds() {
   }
   const auto spent = now_ - update_->stage_began;
   if (state_ == ClusterState::arming && spent > update_bound) {
-    abort_update(Code::timed_out,
-                 fmt::format("version {}: not prepared to receive within {} ms: {}", update_->version,
-                             update_bound.count(), waiting_for(Role::server, &Member::armed)),
-                 false);
+    abort_update(Code::timed_out, fmt::format("version {}: not prepared to receive within {} ms: {}", update_->version,
+                                              update_bound.count(), waiting_for(Role::server, &Member::armed)));
   } else if (state_ == ClusterState::moving && spent > update_bound) {
     const std::string trainers = waiting_for(Role::trainer, &Member::sent);
     const std::string servers = waiting_for(Role::server, &Member::ready);
     abort_update(Code::timed_out,
                  fmt::format("version {}: not done within {} ms (times.update_ms): sending: {}; not yet verified: {}",
                              update_->version, update_bound.count(), trainers.empty() ? "none" : trainers,
-                             servers.empty() ? "none" : servers),
-                 false);
+                             servers.empty() ? "none" : servers));
   } else if (state_ == ClusterState::committing && spent > Milliseconds(config_.times.commit_ms)) {
     note(true, "version {} is decided but not committed within {} ms by {}", update_->version, config_.times.commit_ms,
          waiting_for(Role::server, &Member::committed));

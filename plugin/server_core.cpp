@@ -70,6 +70,7 @@ void ServerCore::send_join() {
   join.committed_version = view_.committed_version;
   const bool holds_ready = view_.phase == ServerPhase::ready || view_.phase == ServerPhase::commit_due;
   join.ready_version = holds_ready ? view_.next_version : 0;
+  join.decided_version = view_.phase == ServerPhase::commit_due ? view_.next_version : 0;
   join.torn = view_.torn;
   send(std::move(join));
 }
@@ -109,7 +110,7 @@ void ServerCore::on_card(const CardMade& card) {
   if (!card.status.ok()) {
     view_.fatal = card.status;
     view_.phase = ServerPhase::failed;
-    send(Failed{0, card.status.code(), card.status.message()});
+    send(Failed{0, 0, card.status.code(), card.status.message()});
     return;
   }
   card_ = CardOffer{card.card, card.placements};
@@ -118,21 +119,47 @@ void ServerCore::on_card(const CardMade& card) {
 }
 
 void ServerCore::on_table(const TableOffer& offer) {
+  if (!card_) return;  // of the memory before; the next plan knows the new card
   try {
     table_ = decode_server_table(offer.table, own_);
   } catch (const Error& error) {
-    send(Failed{0, error.code(), fmt::format("{} cannot read its table: {}", name_of(own_), error.what())});
+    send(Failed{0, 0, error.code(), fmt::format("{} cannot read its table: {}", name_of(own_), error.what())});
     return;
   }
-  if (view_.phase == ServerPhase::connecting) view_.phase = ServerPhase::idle;
-  view_.waiting_for = "an update";
-  if (offer.suspects_gone) actions_.push_back(FreeRetired{});
+  if (!retire_suspects(offer)) return;
+  if (view_.phase == ServerPhase::connecting) {
+    view_.phase = ServerPhase::idle;
+    view_.waiting_for = "an update";
+  }
+  trainers_.clear();
+  for (const PeerCard& peer : offer.peers) trainers_.insert(peer.incarnation);
   send(Connected{offer.generation, 0, {}});
+}
+
+// Whether the landing memory is safe from late puts of earlier attempts; if not, other memory is on its way.
+bool ServerCore::retire_suspects(const TableOffer& offer) {
+  const auto all_quiet = [&](const std::set<std::uint64_t>& writers) {
+    return std::all_of(writers.begin(), writers.end(), [&](std::uint64_t writer) {
+      return std::find(offer.quiet.begin(), offer.quiet.end(), writer) != offer.quiet.end();
+    });
+  };
+  if (!retired_writers_.empty() && all_quiet(retired_writers_)) {
+    retired_writers_.clear();
+    actions_.push_back(FreeRetired{});
+  }
+  if (in_place() || all_quiet(writers_)) return true;  // live weights cannot move away: the next attempt repairs them
+  retired_writers_.merge(writers_);
+  writers_.clear();
+  card_.reset();
+  view_.phase = ServerPhase::connecting;
+  view_.waiting_for = "another shadow";
+  actions_.push_back(TakeShadow{});
+  return false;
 }
 
 void ServerCore::on_begin(const Begin& begin) {
   if (view_.phase == ServerPhase::commit_due || view_.phase == ServerPhase::connecting) {
-    send(Failed{begin.version, Code::aborted,
+    send(Failed{begin.version, begin.token, Code::aborted,
                 fmt::format("{} cannot receive version {}: {}", name_of(own_), begin.version,
                             view_.phase == ServerPhase::connecting
                                 ? std::string("it has no table yet")
@@ -141,6 +168,7 @@ void ServerCore::on_begin(const Begin& begin) {
   }
   view_.next_version = begin.version;
   token_ = begin.token;
+  writers_ = trainers_;
   signals_.clear();
   if (in_place()) {
     view_.phase = ServerPhase::allow_due;
@@ -154,7 +182,8 @@ void ServerCore::arm() {
   view_.torn = in_place();
   view_.phase = ServerPhase::receiving;
   view_.waiting_for = fmt::format("the trainers' bytes of version {}", view_.next_version);
-  send(Armed{view_.next_version});
+  send(Armed{view_.next_version, token_});
+  verify_when_complete();  // at once where nobody sends anything
 }
 
 void ServerCore::on_signal(const Signal& signal) {
@@ -171,6 +200,10 @@ void ServerCore::on_signal(const Signal& signal) {
                             signal.trainer, signal.bytes, signal.version, expected->bytes));
     return;
   }
+  verify_when_complete();
+}
+
+void ServerCore::verify_when_complete() {
   if (signals_.size() < table_.senders.size()) return;
   Verify verify{view_.next_version, token_, {}};
   for (const ExpectedSender& sender : table_.senders) verify.signals.push_back(signals_.at(sender.trainer));
@@ -184,12 +217,13 @@ void ServerCore::on_verified(const Verified& verified) {
     return;
   }
   view_.phase = ServerPhase::ready;
+  writers_.clear();  // whoever has signalled has nothing in flight
   view_.verify_seconds = verified.seconds;
   view_.waiting_for =
       fmt::format("the other ranks of replica {} to verify version {}", own_.replica, view_.next_version);
   std::uint64_t bytes = 0;
   for (const ExpectedSender& sender : table_.senders) bytes += sender.bytes;
-  send(Ready{view_.next_version, bytes, verified.seconds});
+  send(Ready{view_.next_version, token_, bytes, verified.seconds});
 }
 
 void ServerCore::on_commit(const Commit& commit) {
@@ -201,16 +235,6 @@ void ServerCore::on_commit(const Commit& commit) {
 void ServerCore::on_abort(const Abort& abort) {
   if (abort.version == view_.next_version && view_.phase != ServerPhase::commit_due) {
     give_up(Status(abort.code, abort.text));
-  }
-  if (!abort.retire || view_.phase == ServerPhase::commit_due) return;
-  if (in_place()) {
-    // The live weights cannot be moved away from a suspect: they stay torn, and the next attempt repairs them.
-    send(*card_);
-  } else {
-    card_.reset();
-    view_.phase = ServerPhase::connecting;
-    view_.waiting_for = "another shadow";
-    actions_.push_back(TakeShadow{});
   }
 }
 
@@ -225,7 +249,7 @@ void ServerCore::give_up(Status why) {
 }
 
 void ServerCore::fail_update(Code code, std::string text) {
-  send(Failed{view_.next_version, code, text});
+  send(Failed{view_.next_version, token_, code, text});
   give_up(Status(code, std::move(text)));
 }
 
@@ -242,9 +266,9 @@ void ServerCore::on_tick() {
   view_.waiting_for =
       fmt::format("the controller at {}, silent for more than {} ms", config_.controller.address, bound.count());
   if (view_.phase == ServerPhase::receiving || view_.phase == ServerPhase::allow_due) {
-    give_up(Status(Code::unreachable,
-                   fmt::format("the controller at {} has not answered for {} ms; {} keeps version {}",
-                               config_.controller.address, bound.count(), name_of(own_), view_.committed_version)));
+    fail_update(Code::unreachable,
+                fmt::format("the controller at {} has not answered for {} ms; {} keeps version {}",
+                            config_.controller.address, bound.count(), name_of(own_), view_.committed_version));
   }
 }
 

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <variant>
 #include <vector>
@@ -97,9 +98,11 @@ class ServerCore {
   void on_table(const TableOffer& offer);
   void on_begin(const Begin& begin);
   void on_signal(const Signal& signal);
+  void verify_when_complete();
   void on_verified(const Verified& verified);
   void on_commit(const Commit& commit);
   void on_abort(const Abort& abort);
+  [[nodiscard]] bool retire_suspects(const TableOffer& offer);
   void on_tick();
   void arm();
   void give_up(Status why);
@@ -118,6 +121,9 @@ class ServerCore {
   bool opening_ = false;
   std::optional<CardOffer> card_;
   ServerTable table_;
+  std::set<std::uint64_t> trainers_;         // incarnations, of the table
+  std::set<std::uint64_t> writers_;          // that may have puts in flight into the landing memory
+  std::set<std::uint64_t> retired_writers_;  // the same of retired memory
   std::uint64_t token_ = 0;
   std::map<std::uint32_t, Signal> signals_;  // by trainer
   Clock::time_point last_beat_;

@@ -19,13 +19,17 @@ std::vector<TrainerAction> TrainerCore::start(Clock::time_point now) {
 
 std::vector<TrainerAction> TrainerCore::on(const TrainerEvent& event, Clock::time_point now) {
   now_ = now;
-  if (const auto* message = std::get_if<Message>(&event)) {
+  if (const auto* moved = std::get_if<Moved>(&event)) {
+    on_moved(*moved);
+  } else if (!view_.fatal.ok()) {
+    if (std::holds_alternative<PushCalled>(event)) begin_push(std::get<PushCalled>(event));
+  } else if (const auto* message = std::get_if<Message>(&event)) {
     on_message(*message);
   } else if (const auto* opened = std::get_if<FabricOpened>(&event)) {
     fabric_open_ = opened->status.ok();
     card_ = opened->card;
     if (!fabric_open_) {
-      view_.fatal = opened->status;
+      fail(opened->status);
       send(Leave{});
     } else {
       phase_ = Phase::carded;
@@ -37,7 +41,7 @@ std::vector<TrainerAction> TrainerCore::on(const TrainerEvent& event, Clock::tim
     if (next_table_) {
       link_next();
     } else if (!linked->status.ok()) {
-      send(Failed{0, linked->status.code(), linked->status.message()});
+      send(Failed{0, 0, linked->status.code(), linked->status.message()});
       view_.waiting_for = linked->status.message();
     } else {
       phase_ = Phase::connected;
@@ -46,18 +50,13 @@ std::vector<TrainerAction> TrainerCore::on(const TrainerEvent& event, Clock::tim
       if (!std::exchange(linked_once_, true)) view_.first_contact_s = linked->first_contact_s;
       view_.waiting_for = "the other ranks to connect";
       send(Connected{linked->generation, linked->first_contact_s, linked->paths});
-      if (view_.pushing != 0 && !moving_) send(Pushed{view_.pushing});
+      if (offers(view_.pushing)) send(Pushed{view_.pushing});
     }
   } else if (const auto* push = std::get_if<PushCalled>(&event)) {
-    view_.push_ticket = push->ticket;
-    view_.pushing = push->version;
-    view_.released = view_.ended = 0;
-    if (phase_ == Phase::connected) send(Pushed{push->version});
+    begin_push(*push);
   } else if (const auto* cancelled = std::get_if<PushCancelled>(&event)) {
     if (moving_) actions_.push_back(StopMoving{cancelled->why});
-    if (view_.pushing == cancelled->version) end(cancelled->version, cancelled->why, {});
-  } else if (const auto* moved = std::get_if<Moved>(&event)) {
-    on_moved(*moved);
+    if (view_.pushing == cancelled->version) end(cancelled->why);
   } else if (const auto* failed = std::get_if<PeerFailed>(&event)) {
     send(PeerLost{failed->role, failed->rank, failed->cause});
   } else if (const auto* tick = std::get_if<TrainerTick>(&event)) {
@@ -71,6 +70,34 @@ void TrainerCore::send_join() {
   rejoin_owed_ = false;
   joined_at_ = now_;
   send(join_);
+  if (view_.pushing != 0 && view_.released == view_.pushing) {
+    end(Status(Code::aborted, fmt::format("version {}: its bytes have left, but the controller at {} was lost before "
+                                          "it said whether they were committed: ask the servers, then push again",
+                                          view_.pushing, config_.controller.address)));
+  }
+}
+
+void TrainerCore::begin_push(const PushCalled& push) {
+  view_.push_ticket = push.ticket;
+  view_.pushing = push.version;
+  view_.released = view_.ended = 0;
+  view_.report.clear();
+  if (!view_.fatal.ok()) {
+    end(view_.fatal);
+  } else if (phase_ == Phase::connected) {
+    send(Pushed{push.version});
+  }
+}
+
+// Whether the source of `version` stands still, to be sent. Once it was released its bytes may be others.
+bool TrainerCore::offers(std::uint64_t version) const noexcept {
+  return version != 0 && view_.pushing == version && view_.released != version && !moving_;
+}
+
+void TrainerCore::fail(Status why) {
+  view_.fatal = std::move(why);
+  if (moving_) actions_.push_back(StopMoving{view_.fatal});
+  if (view_.pushing != 0) end(view_.fatal);
 }
 
 void TrainerCore::on_message(const Message& message) {
@@ -86,8 +113,7 @@ void TrainerCore::on_message(const Message& message) {
       actions_.push_back(OpenFabric{});
     }
   } else if (const auto* refused = std::get_if<Refused>(&message)) {
-    view_.fatal = Status(refused->code, refused->text);
-    actions_.push_back(StopMoving{view_.fatal});
+    fail(Status(refused->code, refused->text));
   } else if (std::holds_alternative<Rejoin>(message)) {
     if (moving_) {
       rejoin_owed_ = true;
@@ -106,53 +132,56 @@ void TrainerCore::on_message(const Message& message) {
     if (sent > now_) return;
     actions_.push_back(SetLease{sent + Milliseconds(config_.times.lease_ms)});
   } else if (const auto* abort = std::get_if<Abort>(&message)) {
-    if (moving_ && moving_version_ == abort->version) {
+    if (moving_ && moving_token_ == abort->token) {
       quiesce_owed_ = true;
       actions_.push_back(StopMoving{Status(abort->code, abort->text)});
     } else {
-      send(Quiesced{abort->version});
+      send(Quiesced{abort->version, abort->token});
     }
-    if (view_.pushing == abort->version) end(abort->version, Status(abort->code, abort->text), {});
+    if (view_.pushing == abort->version) end(Status(abort->code, abort->text));
   } else if (const auto* drop = std::get_if<Drop>(&message)) {
     actions_.push_back(DropServers{drop->servers});
   } else if (const auto* done = std::get_if<Done>(&message)) {
-    if (view_.pushing == done->version) end(done->version, {}, done->report);
+    if (view_.pushing == done->version) end({}, done->report);
   }
 }
 
 void TrainerCore::on_go(const Go& go) {
-  if (moving_ || view_.pushing != go.version || phase_ != Phase::connected) {
-    send(Failed{go.version, Code::aborted,
+  if (!offers(go.version) || phase_ != Phase::connected) {
+    send(Failed{go.version, go.token, Code::aborted,
                 fmt::format("trainer {} does not offer version {} (any more)", join_.rank, go.version)});
     return;
   }
   moving_ = true;
   moving_version_ = go.version;
+  moving_token_ = go.token;
+  moving_ticket_ = view_.push_ticket;
   quiesce_owed_ = false;
   actions_.push_back(Move{go.version, go.token});
 }
 
 void TrainerCore::on_moved(const Moved& moved) {
   moving_ = false;
-  view_.released = std::max(view_.released, moved.version);
+  const bool current = moving_ticket_ == view_.push_ticket;  // else its caller has given it up
+  if (current) view_.released = moved.version;
   if (std::exchange(quiesce_owed_, false)) {
-    send(Quiesced{moved.version});
+    send(Quiesced{moved.version, moving_token_});
   } else if (moved.status.ok()) {
-    send(Sent{moved.version, moved.bytes, moved.seconds, moved.cast_seconds});
+    send(Sent{moved.version, moving_token_, moved.bytes, moved.seconds, moved.cast_seconds});
     view_.waiting_for = fmt::format("the servers to verify and commit version {}", moved.version);
   } else if (!rejoin_owed_) {
-    send(Failed{moved.version, moved.status.code(), moved.status.message()});
-    send(Quiesced{moved.version});
+    send(Failed{moved.version, moving_token_, moved.status.code(), moved.status.message()});
+    send(Quiesced{moved.version, moving_token_});
   }
-  if (!moved.status.ok() && view_.pushing == moved.version) end(moved.version, moved.status, {});
+  if (!view_.fatal.ok()) return;
+  if (!moved.status.ok() && current && view_.pushing != 0) end(moved.status);
   if (rejoin_owed_ || moved.cut_off) send_join();
   link_next();
 }
 
-void TrainerCore::end(std::uint64_t version, Status status, std::string report) {
-  view_.pushing = 0;
-  if (!moving_) view_.released = std::max(view_.released, version);
-  view_.ended = version;
+void TrainerCore::end(Status status, std::string report) {
+  view_.ended = std::exchange(view_.pushing, 0);
+  if (!moving_ || moving_ticket_ != view_.push_ticket) view_.released = view_.ended;
   view_.ended_status = std::move(status);
   view_.report = std::move(report);
 }
@@ -176,16 +205,15 @@ void TrainerCore::on_tick(std::uint64_t bytes_done) {
     send(Heartbeat{static_cast<std::uint64_t>(own_ms), bytes_done});
   }
   const Milliseconds bound(busy ? times.death_busy_ms : times.death_idle_ms);
-  if (welcomed_ && !silent_ && now_ - last_heard_ > bound) {
-    silent_ = true;
+  if (welcomed_ && now_ - last_heard_ > bound) {
     view_.waiting_for =
         fmt::format("the controller at {}, silent for {} ms", config_.controller.address, bound.count());
     const Status why(Code::unreachable,
                      fmt::format("the controller at {} has not answered for {} ms (killed, stopped or cut off); "
                                  "version {} is given up, servers keep what they have committed",
                                  config_.controller.address, bound.count(), view_.pushing));
-    if (moving_) actions_.push_back(StopMoving{why});
-    if (view_.pushing != 0) end(view_.pushing, why, {});
+    if (moving_ && !std::exchange(silent_, true)) actions_.push_back(StopMoving{why});
+    if (view_.pushing != 0) end(why);
   }
 }
 

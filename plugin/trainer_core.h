@@ -110,7 +110,10 @@ class TrainerCore {
   void on_go(const Go& go);
   void on_moved(const Moved& moved);
   void on_tick(std::uint64_t bytes_done);
-  void end(std::uint64_t version, Status status, std::string report);
+  void begin_push(const PushCalled& push);
+  void fail(Status why);
+  void end(Status status, std::string report = {});
+  [[nodiscard]] bool offers(std::uint64_t version) const noexcept;
   void send(Message message) { actions_.push_back(SendMessage{std::move(message)}); }
   void send_join();
   void link_next();
@@ -129,7 +132,9 @@ class TrainerCore {
   std::optional<TableOffer> next_table_;  // came while linking or moving
   bool moving_ = false;
   std::uint64_t moving_version_ = 0;
-  bool quiesce_owed_ = false;  // the controller waits for Quiesced of moving_version_
+  std::uint64_t moving_token_ = 0;
+  std::uint64_t moving_ticket_ = 0;
+  bool quiesce_owed_ = false;  // the controller waits for Quiesced of moving_token_
   bool rejoin_owed_ = false;   // a join waits until nothing is in flight
   bool silent_ = false;        // the controller has not answered for too long
   Clock::time_point last_beat_;
