@@ -16,8 +16,10 @@ import time
 from pathlib import Path
 
 import ends
-from movers import MODULES, MOVERS, Place
+from movers import MODULES, MOVERS
+from weightcast import WeightcastError
 from weightcast.demo import model
+from weightcast.demo.__main__ import DemoFailed, free_port, run_command
 from weightcast.demo.processes import ChildFailed, Children
 from weightcast.demo.ranks import manifest_of
 
@@ -28,16 +30,15 @@ UCX_TLS = {"tcp": "tcp,self", "shm": "posix,cma,tcp,self"}  # for the movers tha
 
 def measure(kind: str, checkpoint: Path, rounds: int, folder: Path) -> dict:
     """Starts one mover's processes, delivers 1 + `rounds` times and checks each; seconds per delivery."""
-    shapes = dict(manifest_of(checkpoint))
-    rendezvous = str(folder / f"rendezvous-{time.monotonic_ns()}")
-    places = [Place(sends, rank, SENDERS, RECEIVERS, rendezvous)
-              for sends, ranks in ((True, SENDERS), (False, RECEIVERS)) for rank in range(ranks)]  # fmt: skip
-    names = {f"{'sender' if p.sends else 'receiver'} {p.rank}": p for p in places}
-    receivers = [name for name, place in names.items() if not place.sends]
-    senders = [name for name, place in names.items() if place.sends]
+    if kind.startswith("weightcast"):
+        run_command("keygen", folder / "secret")
+    ends_ = ends.ends_of(dict(manifest_of(checkpoint)), SENDERS, RECEIVERS, str(folder), free_port())
+    names = {f"{'sender' if end.sends else 'receiver'} {end.rank}": end for end in ends_}
+    receivers = [name for name, end in names.items() if not end.sends]
+    senders = [name for name, end in names.items() if end.sends]
     with Children() as children:
-        for name, place in names.items():
-            children.start(name, ends.run, kind, place, checkpoint / model.CHECKPOINT, shapes)
+        for name, end in names.items():
+            children.start(name, ends.run, kind, end, checkpoint / model.CHECKPOINT)
         found = children.gather(names, "start", WAIT_S)
         children.tell(names, ("connect", {(names[name].sends, names[name].rank): card for name, card in found.items()}))
         setup_s = max(children.gather(names, "connect", WAIT_S).values())
@@ -63,22 +64,22 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=2, help="how often every mover has its turn")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
-    os.environ |= {"UCX_TLS": UCX_TLS[options.path], "NIXL_LOG_LEVEL": "ERROR", "MC_LOG_LEVEL": "ERROR"}
+    os.environ |= {"PEERS_PATH": options.path, "UCX_TLS": UCX_TLS[options.path], "NIXL_LOG_LEVEL": "ERROR", "MC_LOG_LEVEL": "ERROR"}
     checkpoint = model.prepare()
-    delivered = sum(extent.bytes for extent in ends.extents_of(dict(manifest_of(checkpoint)), SENDERS, RECEIVERS))
+    every_end = ends.ends_of(dict(manifest_of(checkpoint)), SENDERS, RECEIVERS, "", 0)
+    delivered = sum(extent.bytes for extent in every_end[0].extents)
     results: dict[str, dict] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for kind in options.movers * options.turns:
-            if importlib.util.find_spec(MODULES[kind]) is None:
-                results[kind] = {"skipped": f"{MODULES[kind]} is not installed"}
-                continue
-            try:
+    for kind in options.movers * options.turns:
+        if importlib.util.find_spec(MODULES[kind]) is None:
+            results[kind] = {"skipped": f"{MODULES[kind]} is not installed"}
+        if "seconds" not in results.setdefault(kind, {"seconds": []}):
+            continue
+        try:
+            with tempfile.TemporaryDirectory() as folder:
                 found = measure(kind, checkpoint, options.rounds, Path(folder))
-            except ChildFailed as error:
-                results[kind] = {"failed": str(error)}
-                continue
-            result = results.setdefault(kind, {"setup_s": found["setup_s"], "seconds": []})
-            result["seconds"] = result.get("seconds", []) + found["seconds"]
+            results[kind] = {"setup_s": found["setup_s"], "seconds": results[kind]["seconds"] + found["seconds"]}
+        except (ChildFailed, DemoFailed, WeightcastError) as error:
+            results[kind] = {"failed": str(error)}
     print(f"{delivered} bytes BF16 from {SENDERS} to {RECEIVERS} processes over {options.path}, load {os.getloadavg()[0]:.1f}")
     for kind, result in results.items():
         if seconds := result.get("seconds"):

@@ -8,13 +8,17 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
+from weightcast.catalog import FP8_BLOCK
+from weightcast.demo import oracle
+from weightcast.demo.layouts import server_arrays
 
 WAIT_S = 60.0
+REPLICAS = 2  # every replica's receivers hold the whole model once
 
 
 @dataclass(frozen=True)
@@ -29,25 +33,44 @@ class Extent:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Who this process is."""
+class Piece:
+    """Rows of a tensor, at a byte of an end's memory."""
+
+    tensor: str
+    shape: tuple[int, ...]  # of the whole tensor
+    first: int
+    rows: int
+    row_bytes: int
+    start: int
+
+    @property
+    def bytes(self) -> int:
+        return self.rows * self.row_bytes
+
+
+@dataclass(frozen=True)
+class End:
+    """One process of a comparison."""
 
     sends: bool
     rank: int  # among senders or receivers
     senders: int
     receivers: int
-    rendezvous: str  # a file that does not exist yet, the same for all
+    pieces: tuple[Piece, ...]  # what its memory holds, in BF16
+    extents: tuple[Extent, ...]  # of all ends
+    folder: str  # for this mover's processes alone
+    port: int  # a free one
 
 
 class Mover:
-    """One process's end. card() goes to all others, connect() gets all cards, then any number of move()."""
+    """One process's way to move bytes. card() goes to all others, connect() gets all cards, then any number of move()."""
 
-    def __init__(self, place: Place, memory: np.ndarray, extents: Sequence[Extent]) -> None:
-        self.place, self.memory = place, memory
+    def __init__(self, end: End, memory: np.ndarray) -> None:
+        self.end, self.memory = end, memory
         self.by_peer: dict[int, list[Extent]] = {}  # only peers that share bytes with this end
-        for extent in extents:
-            ours, theirs = (extent.sender, extent.receiver) if place.sends else (extent.receiver, extent.sender)
-            if ours == place.rank:
+        for extent in end.extents:
+            ours, theirs = (extent.sender, extent.receiver) if end.sends else (extent.receiver, extent.sender)
+            if ours == end.rank:
                 self.by_peer.setdefault(theirs, []).append(extent)
 
     def card(self) -> Any:
@@ -60,6 +83,10 @@ class Mover:
         """A sender: until all its bytes are delivered. A receiver: until all its bytes have arrived."""
         raise NotImplementedError
 
+    def count_wrong(self, expected: np.ndarray) -> int:
+        """Bytes that differ; `expected` is what the memory must hold in BF16."""
+        return int(np.count_nonzero(self.memory != expected))
+
 
 class Gloo(Mover):
     """torch.distributed's gloo: one isend per extent, one irecv for each."""
@@ -69,15 +96,15 @@ class Gloo(Mover):
         import torch.distributed as dist
 
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        place = self.place
-        rank = place.rank if place.sends else place.senders + place.rank
-        dist.init_process_group("gloo", init_method=f"file://{place.rendezvous}", rank=rank,
-                                world_size=place.senders + place.receivers)  # fmt: skip
+        end = self.end
+        rank = end.rank if end.sends else end.senders + end.rank
+        dist.init_process_group("gloo", init_method=f"file://{end.folder}/gloo", rank=rank,
+                                world_size=end.senders + end.receivers)  # fmt: skip
         memory = torch.from_numpy(self.memory)
-        start, to = ("from_byte", place.senders) if place.sends else ("to_byte", 0)
+        start, to = ("from_byte", end.senders) if end.sends else ("to_byte", 0)
         self._pieces = [(peer + to, memory[getattr(e, start) :][: e.bytes])
                         for peer, extents in self.by_peer.items() for e in extents]  # fmt: skip
-        self._call = dist.isend if place.sends else dist.irecv
+        self._call = dist.isend if end.sends else dist.irecv
 
     def move(self, round_: int) -> None:
         for work in [self._call(piece, peer) for peer, piece in self._pieces]:
@@ -87,11 +114,11 @@ class Gloo(Mover):
 class Nixl(Mover):
     """NIXL's UCX backend: one prepared WRITE of all extents per pair, with a notification."""
 
-    def __init__(self, place: Place, memory: np.ndarray, extents: Sequence[Extent]) -> None:
-        super().__init__(place, memory, extents)
+    def __init__(self, end: End, memory: np.ndarray) -> None:
+        super().__init__(end, memory)
         from nixl._api import nixl_agent, nixl_agent_config
 
-        self._agent = nixl_agent(f"{'sender' if place.sends else 'receiver'} {place.rank}", nixl_agent_config())
+        self._agent = nixl_agent(f"{'sender' if end.sends else 'receiver'} {end.rank}", nixl_agent_config())
         self._agent.register_memory([(memory.ctypes.data, memory.size, 0, "")], "DRAM")
 
     def card(self) -> Any:
@@ -99,7 +126,7 @@ class Nixl(Mover):
 
     def connect(self, cards: dict[tuple[bool, int], Any]) -> None:
         self._transfers = []
-        for peer, extents in self.by_peer.items() if self.place.sends else ():
+        for peer, extents in self.by_peer.items() if self.end.sends else ():
             metadata, address = cards[False, peer]
             name = self._agent.add_remote_agent(metadata)
             name = name.decode() if isinstance(name, bytes) else name
@@ -110,7 +137,7 @@ class Nixl(Mover):
 
     def move(self, round_: int) -> None:
         end = time.monotonic() + WAIT_S
-        if not self.place.sends:
+        if not self.end.sends:
             landed = 0
             while landed < len(self.by_peer) and time.monotonic() < end:
                 landed += sum(len(texts) for texts in self._agent.get_new_notifs().values())
@@ -130,8 +157,8 @@ class Nixl(Mover):
 class Mooncake(Mover):
     """Mooncake's transfer engine over TCP: one synchronous batch per pair, each on a thread."""
 
-    def __init__(self, place: Place, memory: np.ndarray, extents: Sequence[Extent]) -> None:
-        super().__init__(place, memory, extents)
+    def __init__(self, end: End, memory: np.ndarray) -> None:
+        super().__init__(end, memory)
         from mooncake.engine import TransferEngine
 
         self._engine = TransferEngine()
@@ -145,7 +172,7 @@ class Mooncake(Mover):
 
     def connect(self, cards: dict[tuple[bool, int], Any]) -> None:
         self._batches = []
-        for peer, extents in self.by_peer.items() if self.place.sends else ():
+        for peer, extents in self.by_peer.items() if self.end.sends else ():
             session, address = cards[False, peer]
             self._batches.append((session, [self.memory.ctypes.data + e.from_byte for e in extents],
                                   [address + e.to_byte for e in extents], [e.bytes for e in extents]))  # fmt: skip
@@ -162,5 +189,70 @@ class Mooncake(Mover):
             raise RuntimeError(f"Mooncake says {results}")
 
 
-MOVERS: dict[str, type[Mover]] = {"gloo": Gloo, "nixl": Nixl, "mooncake": Mooncake}
-MODULES = {"gloo": "torch", "nixl": "nixl", "mooncake": "mooncake"}
+class Weightcast(Mover):
+    """weightcast with staged landing: verified by digest, then committed; all of it is in the time."""
+
+    recipe = "bf16"
+
+    def __init__(self, end: End, memory: np.ndarray) -> None:
+        super().__init__(end, memory)
+        import weightcast
+
+        views = {p.tensor: view_of(memory, p) for p in end.pieces if p.rows}
+        if end.sends:
+            shards = {p.tensor: weightcast.Shard(views[p.tensor], p.shape, (p.first,) + (0,) * (len(p.shape) - 1))
+                      for p in end.pieces if p.rows}  # fmt: skip
+            self._rank = weightcast.Trainer(self._config(), end.rank, shards)
+        else:
+            rules = [weightcast.Rule(("{}_proj.weight",), "{}_proj.weight", recipe=self.recipe), weightcast.Rule(("{}",), "{}")]
+            self._parameters = weightcast.parameters_of({p.tensor: p.shape for p in end.pieces}, rules, 0, 1)
+            self._arrays = views if self.recipe == "bf16" else server_arrays(self._parameters)
+            replica = end.rank // (end.receivers // REPLICAS)
+            self._rank = weightcast.Server(self._config(), end.rank, replica, self._parameters, self._arrays)
+
+    def _config(self) -> dict[str, Any]:
+        return {
+            "run": "compare",
+            "secret_file": f"{self.end.folder}/secret",
+            "log_level": "warning",
+            "controller": {"address": f"tcp://127.0.0.1:{self.end.port}", "trainers": self.end.senders,
+                           "replicas": REPLICAS, "servers_per_replica": self.end.receivers // REPLICAS},
+            "fabric": {"same_host_shortcuts": os.environ["PEERS_PATH"] == "shm"},
+        }  # fmt: skip
+
+    def connect(self, cards: dict[tuple[bool, int], Any]) -> None:
+        self._rank.wait_connected(WAIT_S)
+
+    def move(self, round_: int) -> None:
+        if self.end.sends:
+            self._rank.push(round_ + 1)
+        else:
+            from weightcast import Phase
+
+            self._rank.wait(Phase.COMMIT_DUE, WAIT_S)
+            self._rank.commit(round_ + 1)
+
+
+class WeightcastFp8(Weightcast):
+    """The same, with the linear layers cast to FP8 on the way."""
+
+    recipe = FP8_BLOCK
+
+    def count_wrong(self, expected: np.ndarray) -> int:
+        wanted = {}
+        for piece in self.end.pieces:
+            value = view_of(expected, piece)
+            if oracle.is_cast(piece.tensor):
+                value, wanted[f"{piece.tensor}_scale_inv"] = oracle.cast_fp8(value)
+            wanted[piece.tensor] = value
+        return sum(int(np.count_nonzero(oracle.bytes_of(self._arrays[name]) != oracle.bytes_of(value)))
+                   for name, value in wanted.items())  # fmt: skip
+
+
+def view_of(memory: np.ndarray, piece: Piece) -> np.ndarray:
+    return memory[piece.start :][: piece.bytes].view(ml_dtypes.bfloat16).reshape(piece.rows, *piece.shape[1:])
+
+
+MOVERS: dict[str, type[Mover]] = {"weightcast": Weightcast, "weightcast-fp8": WeightcastFp8, "gloo": Gloo, "nixl": Nixl,
+                                  "mooncake": Mooncake}  # fmt: skip
+MODULES = {"weightcast": "weightcast", "weightcast-fp8": "weightcast", "gloo": "torch", "nixl": "nixl", "mooncake": "mooncake"}
