@@ -8,75 +8,13 @@
 #include <vector>
 
 #include "schedule/proof.h"
+#include "tests/made_catalog.h"
 #include "transport/base/status.h"
 
 using namespace weightcast;
+using namespace weightcast::testing;
 
 namespace {
-
-// Catalogs in memory, one region a rank, entries laid out one after the other.
-class Rank {
- public:
-  Rank(Role role, std::uint32_t rank, std::uint32_t replica = 0) {
-    catalog_.role = role;
-    catalog_.rank = rank;
-    catalog_.replica = replica;
-    catalog_.regions.push_back({"memory", 0, MemoryKind::host, 0});
-  }
-
-  Rank& holds(const std::string& tensor, std::vector<std::int64_t> shape, Box box) {
-    add(part_of(tensor, std::move(shape), box), 2);
-    return *this;
-  }
-
-  Rank& takes(const std::string& tensor, std::vector<std::int64_t> shape, Box box, Recipe recipe = Recipe::bf16) {
-    auto entry = part_of(tensor, shape, box);
-    entry.recipe = recipe;
-    if (has_scales(recipe)) entry.scales = static_cast<std::uint32_t>(catalog_.entries.size() + 1);
-    add(entry, element_bytes(recipe));
-    if (!has_scales(recipe)) return *this;
-    auto scales = part_of(tensor, shape, box);
-    scales.recipe = Recipe::fp32;
-    scales.is_scales = true;
-    for (std::size_t axis = box.axes > 2 ? box.axes - 2U : 0U; axis < box.axes; ++axis) {
-      const auto end = blocks_of(box.offset[axis] + box.extent[axis]);
-      scales.shape[axis] = blocks_of(shape[axis]);
-      scales.box.offset[axis] = box.offset[axis] / kBlock;
-      scales.box.extent[axis] = end - scales.box.offset[axis];
-    }
-    add(scales, 4);
-    return *this;
-  }
-
-  operator Catalog() const { return catalog_; }
-
- private:
-  static Entry part_of(const std::string& tensor, std::vector<std::int64_t> shape, const Box& box) {
-    Entry entry;
-    entry.tensor = tensor;
-    entry.shape = std::move(shape);
-    entry.box = box;
-    return entry;
-  }
-
-  void add(Entry entry, std::uint64_t element_bytes) {
-    auto& region = catalog_.regions.front();
-    entry.byte_offset = region.bytes;
-    auto stride = static_cast<std::int64_t>(element_bytes);
-    for (std::size_t axis = entry.box.axes; axis-- > 0;) {
-      entry.strides_bytes[axis] = stride;
-      stride *= entry.box.extent[axis];
-    }
-    region.bytes += static_cast<std::uint64_t>(stride + 7) / 8 * 8;
-    catalog_.entries.push_back(std::move(entry));
-  }
-
-  Catalog catalog_;
-};
-
-Rank trainer(std::uint32_t rank) { return {Role::trainer, rank}; }
-Rank server(std::uint32_t rank, std::uint32_t replica = 0) { return {Role::server, rank, replica}; }
-constexpr auto kFp8 = Recipe::fp8_e4m3_128x128_fp32;
 
 std::string error_of(const Catalogs& catalogs, const PlanOptions& options = {}) {
   try {
