@@ -23,7 +23,7 @@ from .abi import (
     library_version,
     set_log,
 )
-from .catalog import FP8_BLOCK, Parameter, Part, Rule, Shard, parameters_of, server_catalog, trainer_catalog
+from .catalog import FP8_BLOCK, Parameter, Part, Rule, Scales, Shard, parameters_of, server_catalog, trainer_catalog
 from .controller import Controller
 from .server import Server, State
 from .trainer import Trainer
@@ -40,6 +40,7 @@ __all__ = [
     "Phase",
     "Refused",
     "Rule",
+    "Scales",
     "Server",
     "Shard",
     "State",

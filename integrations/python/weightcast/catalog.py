@@ -7,7 +7,6 @@ arrays of the process these give entries. Nothing else maps names.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +25,8 @@ Manifest = Mapping[str, Shape]  # checkpoint tensor -> shape
 class Part:
     """A box of a checkpoint tensor; `at` is the index of its first element in the parameter that holds it.
 
-    The parameter may have more axes than the tensor (an expert stack); its last axes are the tensor's. For the part of
-    a scale parameter, shape, offset and extent count blocks.
+    The parameter may have more axes than the tensor (an expert stack); its last axes are the tensor's. `scales_at` is
+    the same for the part's scales in the array of the parameter's scales.
     """
 
     tensor: str
@@ -35,6 +34,15 @@ class Part:
     offset: Shape
     extent: Shape
     at: Shape
+    scales_at: Shape | None = None
+
+
+@dataclass(frozen=True)
+class Scales:
+    """The array of a parameter's scales: FP32, one per block."""
+
+    name: str
+    shape: Shape
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ class Parameter:
     shape: Shape
     recipe: str
     parts: tuple[Part, ...]
-    scales: Parameter | None = None
+    scales: Scales | None = None
     landing: str = "direct"
 
 
@@ -113,46 +121,49 @@ def parameters_of(manifest: Manifest, rules: Sequence[Rule], rank: int, ranks: i
 
 
 def _stack(rule: Rule, name: str, tensors: Sequence[str], manifest: Manifest, rank: int, ranks: int) -> Parameter:
-    parts, scale_parts, rows, scale_rows = [], [], 0, 0
+    parts, rows, scale_rows = [], 0, 0
     for tensor in tensors:
         shape = tuple(manifest[tensor])
         try:
             offset, extent = slice_of(shape, rule.split, rank, ranks)
         except ValueError as error:
             raise ValueError(f"tensor {tensor!r} for parameter {name!r}: {error}") from None
-        parts.append(Part(tensor, shape, offset, extent, (rows,) + (0,) * (len(shape) - 1)))
+        columns = (0,) * (len(shape) - 1)
+        scales_at = (scale_rows, *columns) if rule.recipe == FP8_BLOCK else None
+        parts.append(Part(tensor, shape, offset, extent, (rows, *columns), scales_at))
         rows += extent[0]
-        if rule.recipe == FP8_BLOCK:
-            scale_parts.append(_scale_part(parts[-1], scale_rows))
-            scale_rows += scale_parts[-1].extent[0]
-    scales = None
-    if scale_parts:
-        scale_shape = (scale_rows, *scale_parts[0].extent[1:])
-        scales = Parameter(f"{name}_scale_inv", scale_shape, "fp32", tuple(scale_parts))
-    return Parameter(name, (rows, *parts[0].extent[1:]), rule.recipe, tuple(parts), scales)
+        scale_rows += _blocks(extent)[0]  # a ragged last block takes a row of scales of its own
+    rest = parts[0].extent[1:]
+    scales = Scales(f"{name}_scale_inv", (scale_rows, *_blocks(rest))) if rule.recipe == FP8_BLOCK else None
+    return Parameter(name, (rows, *rest), rule.recipe, tuple(parts), scales)
 
 
-def _scale_part(part: Part, row: int) -> Part:
-    """The blocks of `part`, stacked at block row `row`: a ragged last block takes a row of its own."""
-    if any(o % BLOCK for o in part.offset):
-        raise ValueError(f"tensor {part.tensor!r}: offset {list(part.offset)} is not a multiple of {BLOCK}")
-    shape, extent = (tuple(math.ceil(n / BLOCK) for n in sizes) for sizes in (part.shape, part.extent))
-    return Part(part.tensor, shape, tuple(o // BLOCK for o in part.offset), extent, (row, *part.at[1:]))
+def _blocks(extent: Shape) -> Shape:
+    return tuple(-(-n // BLOCK) for n in extent)
 
 
 def server_catalog(rank: int, replica: int, parameters: Sequence[Parameter], arrays: Mapping[str, Any]) -> dict:
-    """The catalog of a server rank whose parameters (and scale parameters) lie in `arrays`, by name."""
+    """The catalog of a server rank whose parameters and scales lie in `arrays`, by name."""
     regions, entries = memory.Regions(), []
     for parameter in parameters:
-        first_scales = None
-        if parameter.scales:
-            first_scales = len(entries)
-            entries += _entries(parameter.scales, arrays, regions, {"is_scales": True})
-        for number, entry in enumerate(_entries(parameter, arrays, regions, {})):
-            if first_scales is not None:
-                entry["scales"] = first_scales + number
-            entries.append(entry)
+        entry = {"parameter": parameter.name, "recipe": parameter.recipe, "landing": parameter.landing}
+        entry |= _array_of(parameter.name, parameter.shape, parameter.recipe, arrays, regions)
+        if scales := parameter.scales:
+            entry["scales"] = _array_of(scales.name, scales.shape, "fp32", arrays, regions)
+        entry["parts"] = [{key: value for key, value in vars(part).items() if value is not None} for part in parameter.parts]
+        entries.append(entry)
     return _catalog("server", rank, replica, regions, entries)
+
+
+def _array_of(name: str, shape: Shape, recipe: str, arrays: Mapping[str, Any], regions: memory.Regions) -> dict:
+    if name not in arrays:
+        raise ValueError(f"parameter {name!r} has no array")
+    view = memory.view_of(arrays[name])
+    if view.shape != tuple(shape):
+        raise ValueError(f"parameter {name!r} has shape {list(view.shape)}, but its parts make {list(shape)}")
+    if view.dtype not in memory.DTYPES_OF_RECIPE[recipe]:
+        raise ValueError(f"parameter {name!r} is {view.dtype}, but its recipe is {recipe}")
+    return {"shape": view.shape} | regions.extent_of(view)
 
 
 def trainer_catalog(rank: int, shards: Mapping[str, Shard]) -> dict:
@@ -164,24 +175,6 @@ def trainer_catalog(rank: int, shards: Mapping[str, Shard]) -> dict:
             box = {"tensor": tensor, "shape": shard.shape, "offset": shard.offset, "extent": view.shape}
             entries.append(box | {"dtype": view.dtype} | regions.extent_of(view))
     return _catalog("trainer", rank, 0, regions, entries)
-
-
-def _entries(parameter: Parameter, arrays: Mapping[str, Any], regions: memory.Regions, extra: dict) -> list[dict]:
-    if parameter.name not in arrays:
-        raise ValueError(f"parameter {parameter.name!r} has no array")
-    view = memory.view_of(arrays[parameter.name])
-    if view.shape != tuple(parameter.shape):
-        raise ValueError(f"parameter {parameter.name!r} has shape {list(view.shape)}, "
-                         f"but its parts make {list(parameter.shape)}")  # fmt: skip
-    if view.dtype not in memory.DTYPES_OF_RECIPE[parameter.recipe]:
-        raise ValueError(f"parameter {parameter.name!r} is {view.dtype}, but its recipe is {parameter.recipe}")
-    entries = []
-    for part in parameter.parts:
-        box = {"tensor": part.tensor, "shape": part.shape, "offset": part.offset, "extent": part.extent}
-        where = regions.extent_of(view, part.at, axes=len(part.shape))
-        names = {"recipe": parameter.recipe, "parameter": parameter.name, "landing": parameter.landing}
-        entries.append(box | where | names | extra)
-    return entries
 
 
 def _catalog(role: str, rank: int, replica: int, regions: memory.Regions, entries: list[dict]) -> dict:

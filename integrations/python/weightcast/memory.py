@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,17 +72,15 @@ class Regions:
         self._regions: list[dict] = []
         self._index: dict[tuple[int, int], int] = {}
 
-    def extent_of(self, view: View, at: Sequence[int] = (), axes: int | None = None) -> dict:
-        """Entry fields for the extent of `view` that starts at index `at`, with the strides of the last `axes` axes."""
+    def extent_of(self, view: View) -> dict:
+        """Where the view lies, as catalog fields."""
         first, bytes_ = view.allocation
         if view.allocation not in self._index:
             self._index[view.allocation] = len(self._regions)
             name = f"allocation {len(self._regions)}"
             self._regions.append({"name": name, "bytes": bytes_, "kind": view.kind, "address": first})
-        skip = sum(i * stride for i, stride in zip(at, view.strides_bytes, strict=False))
-        strides = view.strides_bytes[-axes:] if axes else view.strides_bytes
-        return {"region": self._index[view.allocation], "byte_offset": view.address - first + skip,
-                "strides_bytes": strides}  # fmt: skip
+        index = self._index[view.allocation]
+        return {"region": index, "byte_offset": view.address - first, "strides_bytes": view.strides_bytes}
 
     def listed(self) -> list[dict]:
         return self._regions

