@@ -193,6 +193,7 @@ Proof prove(const Plan& plan, const Catalogs& catalogs) {
   proof::check_routes(plan, catalogs);
   proof::check_coverage(plan, catalogs, proof);
   proof::check_amax(plan, catalogs, proof);
+  proof::check_chunks(plan, catalogs);
   proof::check_totals(plan, catalogs);
   return proof;
 }

@@ -1,4 +1,4 @@
-// The four checks that make up the proof, in the order in which they run: each may rely on those before it.
+// The checks that make up the proof, in the order in which they run: each may rely on those before it.
 #pragma once
 
 #include <fmt/format.h>
@@ -30,6 +30,8 @@ void check_routes(const Plan& plan, const Catalogs& catalogs);
 void check_coverage(const Plan& plan, const Catalogs& catalogs, Proof& proof);
 // Everybody who casts a block, or writes its scale, is given the amax of all of it. Sets straddling_blocks.
 void check_amax(const Plan& plan, const Catalogs& catalogs, Proof& proof);
+// The pieces in which a step is cast and put are a partition of its box, cut where digests add up.
+void check_chunks(const Plan& plan, const Catalogs& catalogs);
 // trainer_bytes and server_bytes are the sums of the steps.
 void check_totals(const Plan& plan, const Catalogs& catalogs);
 

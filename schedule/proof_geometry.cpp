@@ -67,36 +67,64 @@ void subtract(std::vector<Box>& boxes, const Box& part) {
   boxes.swap(left);
 }
 
-std::vector<Run> runs_of(const Entry& entry, const Box& box, std::uint64_t element_bytes) {
-  struct Axis {
-    std::int64_t stride;
-    std::int64_t extent;
-  };
-  auto first = static_cast<std::int64_t>(entry.byte_offset);
-  std::vector<Axis> axes;
+namespace {
+
+struct Axis {
+  std::int64_t stride = 0;
+  std::int64_t extent = 1;
+};
+
+// A box as runs of equal length along the axes that are left when contiguous ones have merged into the run.
+struct Runs {
+  std::int64_t first = 0;
+  std::int64_t bytes = 0;
+  std::array<Axis, kMaxAxes> axes{};
+  std::size_t walked = 0;  // how many of `axes`
+};
+
+Runs merged(const Entry& entry, const Box& box, std::uint64_t element_bytes) {
+  Runs runs;
+  runs.first = static_cast<std::int64_t>(entry.byte_offset);
   for (std::size_t axis = 0; axis < box.axes; ++axis) {
-    first += (box.offset[axis] - entry.box.offset[axis]) * entry.strides_bytes[axis];
-    if (box.extent[axis] > 1) axes.push_back({entry.strides_bytes[axis], box.extent[axis]});
+    runs.first += (box.offset[axis] - entry.box.offset[axis]) * entry.strides_bytes[axis];
+    if (box.extent[axis] < 2) continue;
+    const Axis added{entry.strides_bytes[axis], box.extent[axis]};
+    auto at = runs.walked++;  // insertion sort by stride
+    for (; at > 0 && runs.axes[at - 1].stride > added.stride; --at) runs.axes[at] = runs.axes[at - 1];
+    runs.axes[at] = added;
   }
-  std::sort(axes.begin(), axes.end(), [](const Axis& a, const Axis& b) { return a.stride < b.stride; });
+  runs.bytes = static_cast<std::int64_t>(element_bytes);
+  auto rest = runs.axes.begin();
+  const auto end = rest + static_cast<std::ptrdiff_t>(runs.walked);
+  while (rest != end && rest->stride == runs.bytes) runs.bytes *= (rest++)->extent;
+  runs.walked = static_cast<std::size_t>(std::copy(rest, end, runs.axes.begin()) - runs.axes.begin());
+  return runs;
+}
 
-  auto run_bytes = static_cast<std::int64_t>(element_bytes);
-  std::size_t walked = 0;  // axes before it are part of a run
-  while (walked < axes.size() && axes[walked].stride == run_bytes) run_bytes *= axes[walked++].extent;
+}  // namespace
 
+std::vector<Run> runs_of(const Entry& entry, const Box& box, std::uint64_t element_bytes) {
+  const auto shape = merged(entry, box, element_bytes);
   std::vector<Run> runs;
   std::array<std::int64_t, kMaxAxes> index{};
-  for (std::int64_t at = first;;) {
-    runs.push_back({static_cast<std::uint64_t>(at), static_cast<std::uint64_t>(at + run_bytes)});
-    auto axis = walked;
-    for (; axis < axes.size(); ++axis) {
-      at += axes[axis].stride;
-      if (++index[axis] < axes[axis].extent) break;
-      at -= axes[axis].stride * axes[axis].extent;
+  for (std::int64_t at = shape.first;;) {
+    runs.push_back({static_cast<std::uint64_t>(at), static_cast<std::uint64_t>(at + shape.bytes)});
+    std::size_t axis = 0;
+    for (; axis < shape.walked; ++axis) {
+      at += shape.axes[axis].stride;
+      if (++index[axis] < shape.axes[axis].extent) break;
+      at -= shape.axes[axis].stride * shape.axes[axis].extent;
       index[axis] = 0;
     }
-    if (axis == axes.size()) return runs;
+    if (axis == shape.walked) return runs;
   }
+}
+
+std::uint64_t count_runs(const Entry& entry, const Box& box, std::uint64_t element_bytes) {
+  const auto shape = merged(entry, box, element_bytes);
+  std::uint64_t count = 1;
+  for (std::size_t axis = 0; axis < shape.walked; ++axis) count *= static_cast<std::uint64_t>(shape.axes[axis].extent);
+  return count;
 }
 
 bool fits(const Entry& entry, std::uint64_t element_bytes, std::uint64_t region_bytes) noexcept {

@@ -1,5 +1,5 @@
-// Geometry of the proof: blocks, coverage and physical runs of bytes. For proof*.cpp only; the planner has its own,
-// so that an error in one of them shows.
+// Geometry of the proof: blocks, coverage and physical runs of bytes. For proof*.cpp and explain.cpp; the planner has
+// its own, so that an error in one of them shows.
 #pragma once
 
 #include <cstdint>
@@ -44,6 +44,7 @@ struct Run {
 // The bytes of `box` (inside entry.box) in the entry's region, as few runs as the strides allow, in no order.
 // The entry lies within its region, which has been checked.
 [[nodiscard]] std::vector<Run> runs_of(const Entry& entry, const Box& box, std::uint64_t element_bytes);
+[[nodiscard]] std::uint64_t count_runs(const Entry& entry, const Box& box, std::uint64_t element_bytes);
 
 // True when every element of the entry lies inside a region of so many bytes (strides of any sign) and the entry
 // is not larger than the region. No overflow, whatever the catalog says.
