@@ -1,0 +1,56 @@
+#include "plugin/cli/catalogs.h"
+
+#include <fmt/format.h>
+
+#include <map>
+#include <utility>
+
+#include "schedule/config.h"
+#include "schedule/planner.h"
+#include "schedule/strict_json.h"
+#include "transport/base/status.h"
+
+namespace weightcast::cli {
+
+void add_plan_input(CLI::App& command, PlanInput& input) {
+  command.add_option("catalog", input.catalog_files, "catalog files, one for each trainer and each server")->required();
+  command.add_option("--config", input.config_file, "configuration file: chunk_bytes and unused_tensors count here");
+  command.add_option("--unused", input.unused_tensors, "a tensor that no server takes; * stands for any characters")
+      ->allow_extra_args(false);  // one each, so that catalogs may follow
+}
+
+Catalogs load_catalogs(const std::vector<std::string>& files) {
+  std::map<std::uint32_t, std::pair<Catalog, std::string>> trainers;
+  std::map<std::uint32_t, std::pair<Catalog, std::string>> servers;
+  for (const auto& file : files) {
+    auto catalog = parse_catalog(read_text_file(file), file);
+    auto& role = catalog.role == Role::trainer ? trainers : servers;
+    const auto [at, is_new] = role.try_emplace(catalog.rank, catalog, file);
+    if (!is_new) {
+      throw Error(Code::invalid_argument,
+                  fmt::format("{} and {} are both of {}", at->second.second, file, name_of(catalog)));
+    }
+  }
+  Catalogs catalogs;
+  for (auto [from, to, name] :
+       {std::tuple{&trainers, &catalogs.trainers, "trainer"}, {&servers, &catalogs.servers, "server"}}) {
+    for (auto& [rank, catalog] : *from) {
+      if (rank != to->size()) {
+        throw Error(Code::invalid_argument,
+                    fmt::format("the catalog of {} {} is missing: ranks count from 0 without gaps", name, to->size()));
+      }
+      to->push_back(std::move(catalog.first));
+    }
+    if (to->empty()) throw Error(Code::invalid_argument, fmt::format("no catalog is of a {}", name));
+  }
+  return catalogs;
+}
+
+Plan plan_of(const PlanInput& input, const Catalogs& catalogs) {
+  const auto config = input.config_file.empty() ? Config{} : load_config(input.config_file);
+  PlanOptions options{config.performance.chunk_bytes, config.unused_tensors};
+  options.unused_tensors.insert(options.unused_tensors.end(), input.unused_tensors.begin(), input.unused_tensors.end());
+  return make_plan(catalogs, options);
+}
+
+}  // namespace weightcast::cli

@@ -1,0 +1,82 @@
+#include "schedule/explain.h"
+
+#include <fmt/format.h>
+#include <fnmatch.h>
+
+#include <map>
+#include <memory>
+
+#include "plugin/cli/catalogs.h"
+#include "plugin/cli/command.h"
+
+namespace weightcast::cli {
+namespace {
+
+std::string servers_of(const std::vector<Destination>& destinations) {
+  std::vector<std::uint32_t> servers;
+  for (const auto& to : destinations) servers.push_back(to.server);
+  return fmt::format("server{} {}", servers.size() == 1 ? "" : "s", fmt::join(servers, ", "));
+}
+
+// Who sends which part of the tensors that match to whom.
+std::string steps_of(const Plan& plan, const Catalogs& catalogs, const std::string& pattern) {
+  std::map<std::string, std::string> lines;  // by tensor
+  const auto name = [&](const auto& step) { return catalogs.trainers[step.trainer].entries[step.entry].tensor; };
+  const auto matches = [&](const auto& step) { return fnmatch(pattern.c_str(), name(step).c_str(), 0) == 0; };
+  for (const auto& step : plan.steps) {
+    if (!matches(step)) continue;
+    lines[name(step)] +=
+        fmt::format("  trainer {} sends {} as {} to {}{}\n", step.trainer, to_string(step.box), to_string(step.recipe),
+                    servers_of(step.destinations), step.needs_amax ? ", after the exchange of block maxima" : "");
+  }
+  for (const auto& step : plan.scale_steps) {
+    if (!matches(step)) continue;
+    lines[name(step)] += fmt::format("  trainer {} sends the scales of blocks {} to {}\n", step.trainer,
+                                     to_string(step.blocks), servers_of(step.destinations));
+  }
+  if (lines.empty()) throw Error(Code::invalid_argument, fmt::format("no tensor of the plan matches {}", pattern));
+  std::string text;
+  for (const auto& [tensor, steps] : lines) text += fmt::format("{}\n{}", tensor, steps);
+  return text;
+}
+
+}  // namespace
+
+void add_explain(CLI::App& app, Action& action) {
+  struct Options {
+    PlanInput input;
+    LinkRates rates;
+    std::string tensor;
+    bool json = false;
+  };
+  auto options = std::make_shared<Options>();
+  auto& command = add_command(app, "explain", "Says who sends what to whom, and how fast it could be at best",
+                              "weightcast explain --server-gbs 50 --trainer-gbs 50 *.catalog.json\n"
+                              "  weightcast explain --tensor 'model.layers.0.*' *.catalog.json");
+  add_plan_input(command, options->input);
+  const auto rate = [&](const char* flag, double& value, const char* what) {
+    command.add_option(flag, value, what)->check(CLI::PositiveNumber)->type_name("GB/s");
+  };
+  rate("--trainer-gbs", options->rates.trainer_out, "rate out of each trainer");
+  rate("--server-gbs", options->rates.server_in, "rate into each server");
+  rate("--host-gbs", options->rates.host, "rate of the one host that all ranks share");
+  auto* tensor =
+      command.add_option("--tensor", options->tensor, "list the steps of tensors; * stands for any characters");
+  command.add_flag("--json", options->json, "print the routing table as JSON")->excludes(tensor);
+  command.callback([&action, options] {
+    action = [options] {
+      const auto catalogs = load_catalogs(options->input.catalog_files);
+      const auto plan = plan_of(options->input, catalogs);
+      if (!options->tensor.empty()) {
+        print(steps_of(plan, catalogs, options->tensor));
+      } else if (options->json) {
+        print(explain_json(plan, catalogs, options->rates) + "\n");
+      } else {
+        print(explain(plan, catalogs, options->rates));
+      }
+      return kDone;
+    };
+  });
+}
+
+}  // namespace weightcast::cli

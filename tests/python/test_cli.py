@@ -1,0 +1,148 @@
+import json
+import os
+import stat
+
+import pytest
+from command_line import weightcast
+
+COMMANDS = ("config", "explain", "keygen", "plan")
+
+
+def catalog(role, rank, entries, replica=0):
+    bytes_ = sum(entry["extent"][0] * entry["extent"][1] * 2 for entry in entries)
+    document = {"format": "weightcast.catalog/1", "role": role, "rank": rank, "entries": entries,
+                "regions": [{"name": "weights", "bytes": bytes_}]}  # fmt: skip
+    return document | ({"replica": replica} if role == "server" else {})
+
+
+def rows(tensor, first, count, **kind):
+    return {"tensor": tensor, "shape": [256, 64], "offset": [first, 0], "extent": [count, 64], "region": "weights"} | kind
+
+
+@pytest.fixture
+def catalogs(tmp_path):
+    """Two trainers with half the rows each, two servers with all of them."""
+    documents = {
+        "trainer0": catalog("trainer", 0, [rows("w", 0, 128, dtype="bf16")]),
+        "trainer1": catalog("trainer", 1, [rows("w", 128, 128, dtype="bf16")]),
+        "server0": catalog("server", 0, [rows("w", 0, 256, recipe="bf16")], replica=0),
+        "server1": catalog("server", 1, [rows("w", 0, 256, recipe="bf16")], replica=1),
+    }
+    files = []
+    for name, document in documents.items():
+        files.append(tmp_path / f"{name}.json")
+        files[-1].write_text(json.dumps(document))
+    return files
+
+
+def refused(*arguments, code, **options):
+    result = weightcast(*arguments, check=False, **options)
+    assert result.returncode == code, result.stderr
+    assert result.stderr.startswith("weightcast: ") and result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def test_help_of_every_command_has_an_example_and_the_exit_codes():
+    assert all(command in weightcast("--help").stdout for command in COMMANDS)
+    for command in COMMANDS:
+        text = weightcast(command, "--help").stdout
+        assert f"Example:\n  weightcast {command}" in text
+        assert "Exit codes: 0 done, 1 it failed, 2 wrong" in text
+        assert "--json" in text
+
+
+def test_version():
+    assert weightcast("--version").stdout.startswith("weightcast 0.")
+
+
+@pytest.mark.parametrize("arguments", [(), ("frobnicate",), ("plan",), ("plan", "--nonsense", "x"), ("config",), ("keygen",),
+                                       ("config", "--print", "--schema"), ("explain", "--server-gbs", "-1", "x")])  # fmt: skip
+def test_wrong_usage_is_one_line_and_exit_code_2(arguments):
+    refused(*arguments, code=2)
+
+
+def test_keygen_makes_a_private_file_and_never_overwrites_it(tmp_path):
+    secret = tmp_path / "weightcast.secret"
+    assert json.loads(weightcast("keygen", secret, "--json").stdout) == {"secret_file": str(secret)}
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+    before = secret.read_bytes()
+    assert str(secret) in refused("keygen", secret, code=1)
+    assert secret.read_bytes() == before
+    assert before != (weightcast("keygen", tmp_path / "other"), (tmp_path / "other").read_bytes())[1]
+
+
+def test_keygen_says_which_folder_it_cannot_write(tmp_path):
+    assert str(tmp_path / "no/such") in refused("keygen", tmp_path / "no/such", code=1)
+
+
+def test_config_print_shows_a_file_over_the_defaults(tmp_path):
+    file = tmp_path / "cluster.json"
+    file.write_text('{"run": "seven", "controller": {"trainers": 4}}')
+    shown = json.loads(weightcast("config", "--print", file).stdout)
+    assert (shown["run"], shown["controller"]["trainers"], shown["landing"]) == ("seven", 4, "staged")
+    assert weightcast("config", "--check", file).stdout == f"{file} is valid\n"
+    assert json.loads(weightcast("config", "--check", file, "--json").stdout) == {"file": str(file), "valid": True}
+
+
+def test_config_check_says_file_pointer_and_nearest_key(tmp_path):
+    file = tmp_path / "cluster.json"
+    file.write_text('{"performance": {"windw": 4}}')
+    message = refused("config", "--check", file, code=2)
+    assert message == f"weightcast: {file}: /performance/windw: unknown key; the nearest known one is /performance/window\n"
+    assert "No such file" in refused("config", "--check", tmp_path / "missing.json", code=1)
+
+
+def test_plan_prints_the_table_and_its_proof(catalogs):
+    text = weightcast("plan", *catalogs).stdout
+    assert text.startswith("2 trainers to 2 servers in 2 replicas: 65.5 kB in 1 tensor\n")
+    assert "proved: 65536 bytes in " in text and "each written exactly once" in text
+    assert weightcast("plan", *reversed(catalogs)).stdout == text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_plan_as_json_has_every_step(catalogs):
+    plan = json.loads(weightcast("plan", "--json", *catalogs).stdout)
+    assert len(plan["steps"]) >= 2
+
+
+def test_explain_gives_the_bound_and_the_steps_of_a_tensor(catalogs):
+    assert "bound: no less than 32.77 ms, set by server 0 in, 32.8 kB" in weightcast(
+        "explain", "--server-gbs", "0.001", *catalogs).stdout  # fmt: skip
+    table = json.loads(weightcast("explain", "--json", "--server-gbs", "0.001", *catalogs).stdout)
+    assert (table["bytes"], table["bound"]["set_by"]) == (65536, "server 0 in, 32.8 kB")
+    steps = weightcast("explain", "--tensor", "w*", *catalogs).stdout
+    assert steps.startswith("w\n  trainer 0 sends [0:128, 0:64] as bf16 to server")
+    assert "no tensor of the plan matches x*" in refused("explain", "--tensor", "x*", *catalogs, code=2)
+
+
+def test_catalogs_that_do_not_fit_together_are_refused(catalogs, tmp_path):
+    assert "no catalog is of a server" in refused("plan", *catalogs[:2], code=2)
+    assert "are both of trainer 0" in refused("plan", *catalogs, catalogs[0], code=2)
+    assert "the catalog of trainer 0 is missing" in refused("plan", *catalogs[1:], code=2)
+    (tmp_path / "broken.json").write_text('{"format": ')
+    assert "broken.json: " in refused("plan", *catalogs, tmp_path / "broken.json", code=2)
+    assert "No such file" in refused("plan", *catalogs, tmp_path / "missing.json", code=1)
+
+
+def test_a_tensor_that_no_server_takes_needs_saying_so(catalogs):
+    extra = json.loads(catalogs[0].read_text())
+    extra["entries"].append(rows("extra", 0, 256, dtype="bf16", byte_offset=0))
+    extra["regions"][0]["bytes"] = 256 * 64 * 2
+    catalogs[0].write_text(json.dumps(extra))
+    assert "extra" in refused("plan", *catalogs, code=2)
+    weightcast("plan", "--unused", "ext*", *catalogs)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
+def test_output_that_cannot_be_written_is_an_error(catalogs):
+    for command in (("config", "--print"), ("config", "--schema"), ("plan", *catalogs), ("--help",), ("--version",),
+                    ("explain", "--json", *catalogs)):  # fmt: skip
+        with open("/dev/full", "w") as full:
+            message = refused(*command, code=1, stdout=full)
+        assert message == "weightcast: cannot write standard output: No space left on device\n"
+
+
+def test_output_that_is_closed_is_an_error():
+    result = weightcast("config", "--print", check=False, stdout=None, preexec_fn=lambda: os.close(1))
+    assert result.returncode == 1
+    assert "cannot write standard output" in result.stderr
