@@ -28,6 +28,10 @@ struct StoppedPair : Pair {
       throw_if_failed(fabric->put({peer, source, 0, 0, 0, kRegionBytes, &tally}, soon()));
     }
   }
+  ~StoppedPair() { fabric.reset(); }  // before the tally, which outlives what is under way
+  StoppedPair(const StoppedPair&) = delete;
+  StoppedPair& operator=(const StoppedPair&) = delete;
+
   RegionId source;
   Tally tally;
 };

@@ -98,8 +98,7 @@ bool UcxFabric::has_work() const {
 }
 
 void UcxFabric::sleep() {
-  asleep_.store(true);
-  std::atomic_thread_fence(std::memory_order_seq_cst);  // pairs with wake()
+  asleep_.exchange(true);  // pairs with wake()
   if (!has_work() && ucx().ucp_worker_arm(worker_.get()) == UCS_OK) {
     std::array<pollfd, 2> waiting{{{ucx_event_, POLLIN, 0}, {wake_event_.get(), POLLIN, 0}}};
     ::poll(waiting.data(), waiting.size(), closing_.empty() ? kLongestSleep_ms : 1);

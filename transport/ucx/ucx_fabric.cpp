@@ -54,9 +54,8 @@ UcxFabric::~UcxFabric() {
 }
 
 void UcxFabric::wake() const noexcept {
-  // Pairs with sleep(): either it sees what was submitted, or this sees that it sleeps.
-  std::atomic_thread_fence(std::memory_order_seq_cst);
-  if (asleep_.load(std::memory_order_relaxed) && asleep_.exchange(false)) {
+  // Pairs with sleep(): both exchange, so the later one sees what the other did before.
+  if (asleep_.exchange(false)) {
     const std::uint64_t one = 1;
     [[maybe_unused]] const auto written = ::write(wake_event_.get(), &one, sizeof one);
   }

@@ -10,9 +10,12 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
+#include <type_traits>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "transport/base/handle.h"
@@ -106,16 +109,33 @@ class UcxFabric final : public Fabric {
 
 template <class Task>
 auto UcxFabric::on_progress_thread(Task task) const -> decltype(task()) {
-  // Shared: the caller may return while the thread still stands in the last line of its task.
-  const auto packaged = std::make_shared<std::packaged_task<decltype(task())()>>(std::move(task));
-  auto result = packaged->get_future();
+  using Result = decltype(task());
+  std::conditional_t<std::is_void_v<Result>, std::monostate, std::optional<Result>> result;
+  // Shared: this may return while the thread still stands in the last line of the task.
+  const auto done = std::make_shared<std::promise<Status>>();
+  auto outcome = done->get_future();
   {
     const std::scoped_lock lock(mutex_);
-    tasks_.emplace_back([packaged] { (*packaged)(); });
+    tasks_.emplace_back([&, done] {
+      Status status;
+      try {
+        if constexpr (std::is_void_v<Result>) {
+          task();
+        } else {
+          result = task();
+        }
+      } catch (const Error& error) {
+        status = error.status();
+      } catch (const std::exception& error) {
+        status = {Code::internal, error.what()};
+      }
+      done->set_value(std::move(status));
+    });
     tasks_waiting_ = true;
   }
   wake();
-  return result.get();
+  throw_if_failed(outcome.get());
+  if constexpr (!std::is_void_v<Result>) return std::move(*result);
 }
 
 }  // namespace weightcast
