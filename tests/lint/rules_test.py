@@ -33,6 +33,12 @@ class Layering(unittest.TestCase):
         self.assertEqual(len(rules.layering({"plugin/sender.cpp": "#include <ucp/api/ucp.h>\n"})), 1)
         self.assertEqual(len(rules.layering({"schedule/plan.h": "#pragma once\n#include <nlohmann/json.hpp>\n"})), 1)
 
+    def test_private_headers_stay_in_the_sources_of_their_folder(self):
+        include = '#include "schedule/place.h"\n'
+        self.assertEqual(rules.layering({"schedule/catalog_json.cpp": include}), [])
+        self.assertEqual(len(rules.layering({"schedule/plan.h": "#pragma once\n" + include})), 1)
+        self.assertEqual(len(rules.layering({"plugin/messages.cpp": include})), 1)
+
     def test_a_header_needs_pragma_once_and_a_file_needs_a_layer(self):
         self.assertEqual(len(rules.layering({"quant/cast.h": ""})), 1)
         self.assertEqual(len(rules.layering({"extra/cast.cpp": ""})), 1)
