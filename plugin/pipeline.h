@@ -185,7 +185,7 @@ class Pipeline {
   std::mutex amax_mutex_;
   std::condition_variable amax_changed_;
   std::vector<Incoming> incoming_;  // guarded by amax_mutex_; one per table_.amax_in
-  bool amax_folded_ = false;        // guarded by amax_mutex_
+  bool amax_folded_ = false;          // guarded by amax_mutex_
 
   Team team_;
 };
