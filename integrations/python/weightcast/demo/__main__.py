@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import socket
 import statistics
 import subprocess
@@ -25,6 +26,7 @@ from .processes import ChildFailed, Children
 TRAINER_NAMES = [f"trainer {rank}" for rank in range(layouts.TRAINERS)]
 SERVER_NAMES = [f"server {rank}" for rank in range(layouts.REPLICAS * layouts.SERVERS_PER_REPLICA)]
 COPY_ROUNDS = 4
+SHARED_MEMORY = Path("/dev/shm")
 
 
 class DemoFailed(RuntimeError):
@@ -145,15 +147,16 @@ class Demo:
         return f"{held / 1e6:.1f} MB BF16 on {layouts.TRAINERS} trainers; {bands} rows of blocks straddle two of them"
 
     def _measure_host(self) -> str:
-        file, start, first = self._folder / "copies", 0, {}
+        start, first = 0, {}
         for name in TRAINER_NAMES:
             first[name], start = start, start + self._loaded[name]["bytes"]
-        with file.open("wb") as created:
-            created.truncate(start)
-        for name in TRAINER_NAMES:
-            self._children.tell([name], ("copy", file, first[name], COPY_ROUNDS))
-        found = list(self._children.gather(TRAINER_NAMES, "plain copy", self._left()).values())
-        file.unlink()
+        if (free := shutil.disk_usage(SHARED_MEMORY).free) < start:
+            raise DemoFailed(f"{SHARED_MEMORY} has {free} bytes free, the plain copy needs {start}; make it larger")
+        with tempfile.NamedTemporaryFile(prefix="weightcast-demo-", dir=SHARED_MEMORY) as file:
+            file.truncate(start)
+            for name in TRAINER_NAMES:
+                self._children.tell([name], ("copy", Path(file.name), first[name], COPY_ROUNDS))
+            found = list(self._children.gather(TRAINER_NAMES, "plain copy", self._left()).values())
         seconds = max(copy["ended"] for copy in found) - min(copy["began"] for copy in found)
         self.outcome.host_copy_gb_per_s = sum(copy["bytes"] for copy in found) / seconds / 1e9
         return f"{self.outcome.host_copy_gb_per_s:.1f} GB/s: four processes copying into shared memory, nothing else"
@@ -165,7 +168,7 @@ class Demo:
         for name, answer in joined.items():
             files.append(self._folder / f"{name.replace(' ', '-')}.json")
             files[-1].write_text(json.dumps(answer["catalog"]))
-        self._routes = run_command("explain", *files)
+        self._routes = run_command("explain", "--host-gbs", f"{self.outcome.host_copy_gb_per_s:.3f}", *files)
         return "connected, planned and proved"
 
     def _update(self, version: int) -> str:

@@ -64,7 +64,7 @@ def trainer(pipe: Connection, setting: Setting, rank: int) -> None:
             if order == "join":
                 handle = Trainer(setting.config, rank, shards)
                 handle.wait_connected(setting.wait_s)
-                answer(pipe, {"catalog": handle.catalog, "status": handle.status()})
+                answer(pipe, {"catalog": handle.catalog})
             elif order == "copy":
                 answer(pipe, copy_plainly(shards, *arguments))
             elif order == "step":
