@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -102,4 +103,5 @@ def _run(body: Callable[..., None], pipe: Connection, parent: int, *arguments: A
         body(pipe, *arguments)
     except Exception as error:
         at = traceback.extract_tb(error.__traceback__)[-1]
-        pipe.send(("failed", f"{type(error).__name__}: {error} ({os.path.basename(at.filename)}:{at.lineno})"))
+        with contextlib.suppress(OSError):  # the parent may have given up already
+            pipe.send(("failed", f"{type(error).__name__}: {error} ({os.path.basename(at.filename)}:{at.lineno})"))
