@@ -96,4 +96,55 @@ TEST_CASE("errors name the tensor, the ranks, the boxes and the nearest name") {
         "is layer.q_proj");
   CHECK(error_of({{trainer(0).holds("w", {4, 4}, upper)}, {server(0).takes("w", {4, 4}, all)}}) ==
         "tensor w: server 0 (replica 0) takes [0:4, 0:4], of which no trainer holds [2:4, 0:4]");
+  CHECK(error_of({{trainer(0).holds("w", {4, 4}, all)}, {server(0).takes("w", {4, 8}, {2, {0, 0}, {4, 8}})}}) ==
+        "tensor w: trainer 0 has the shape [0:4, 0:4], server 0 (replica 0) has [0:4, 0:8]");
+  CHECK(error_of({{trainer(0).holds("w", {4, 4}, all), trainer(1).holds("w", {4, 4}, upper)},
+                  {server(0).takes("w", {4, 4}, all)}}) ==
+        "tensor w: [0:2, 0:4] of trainer 1 overlaps [0:4, 0:4] of trainer 0; shards must be the same box (replicas) or "
+        "share nothing");
+  CHECK(error_of({{trainer(1).holds("w", {4, 4}, all)}, {server(0).takes("w", {4, 4}, all)}}) ==
+        "the catalog of trainer 1 stands where trainer 0 is expected: ranks count from 0 without gaps");
+}
+
+TEST_CASE("a tensor that no server takes is refused, unless a pattern says that it is unused") {
+  const Catalogs catalogs{{trainer(0).holds("a.weight", {4}, {1, {0}, {4}}).holds("a.inv_freq", {4}, {1, {0}, {4}})},
+                          {server(0).takes("a.weight", {4}, {1, {0}, {4}})}};
+  CHECK(error_of(catalogs).find("extra tensor a.inv_freq: trainer 0 holds it, no server takes it") == 0);
+  CHECK(error_of(catalogs, {1024, {"*.inv_freq"}}) == "planned 1 steps");
+  CHECK(error_of(catalogs, {1024, {"*.inv_freq*x"}}).find("extra tensor") == 0);
+}
+
+TEST_CASE("each trainer begins with another server, and with steps that wait for no amax") {
+  Rank sources[] = {trainer(0), trainer(1)};
+  Rank takers[] = {server(0), server(1)};
+  for (std::int64_t i = 0; i < 2; ++i) {
+    sources[i].holds("w", {288, 256}, {2, {144 * i, 0}, {144, 256}}).holds("n", {4, 8}, {2, {2 * i, 0}, {2, 8}});
+    takers[i].takes("w", {288, 256}, {2, {0, 128 * i}, {288, 128}}, kFp8).takes("n", {4, 8}, {2, {0, 4 * i}, {4, 4}});
+  }
+  const auto plan = make_plan({{sources[0], sources[1]}, {takers[0], takers[1]}}, {});
+  REQUIRE(plan.steps.size() == 8);
+  for (std::uint32_t i = 0; i < 8; ++i) {
+    const auto& step = plan.steps[i];
+    CHECK(step.trainer == i / 4);
+    CHECK(step.needs_amax == (i % 4 >= 2));
+    CHECK(step.destinations.front().server == (step.trainer + i % 2) % 2);
+  }
+}
+
+TEST_CASE("chunks end at words of the frame, at blocks, or after whole rows") {
+  const auto chunks = [](const Box& box, const Box& frame, Recipe recipe, std::uint64_t chunk_bytes) {
+    Step step;
+    step.box = box;
+    step.frame = frame;
+    step.recipe = recipe;
+    std::string text;
+    for (const auto& chunk : chunks_of(step, chunk_bytes)) text += to_string(chunk);
+    return text;
+  };
+  CHECK(chunks({1, {3}, {10}}, {1, {1}, {20}}, Recipe::bf16, 9) == "[3:5][5:9][9:13]");
+  CHECK(chunks({2, {5, 0}, {5, 4}}, {2, {0, 0}, {10, 4}}, Recipe::bf16, 16) == "[5:7, 0:4][7:9, 0:4][9:10, 0:4]");
+  CHECK(chunks({2, {100, 0}, {200, 8}}, {2, {0, 0}, {300, 8}}, kFp8, 1) ==
+        "[100:128, 0:8][128:256, 0:8][256:300, 0:8]");
+  CHECK(chunks({3, {0, 0, 0}, {3, 2, 4}}, {3, {0, 0, 0}, {3, 2, 4}}, Recipe::fp32, 64) ==
+        "[0:2, 0:2, 0:4][2:3, 0:2, 0:4]");
 }

@@ -1,0 +1,110 @@
+#include <doctest/doctest.h>
+
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "schedule/planner.h"
+#include "schedule/strict_json.h"
+#include "tests/made_catalog.h"
+#include "transport/base/status.h"
+
+using namespace weightcast;
+using namespace weightcast::testing;
+
+namespace {
+
+using Bytes = std::vector<std::uint8_t>;
+
+Catalogs two_by_two() {
+  const Box upper{2, {0, 0}, {144, 256}};
+  const Box lower{2, {144, 0}, {144, 256}};
+  const Box left{2, {0, 0}, {288, 128}};
+  const Box right{2, {0, 128}, {288, 128}};
+  return {{trainer(0).holds("w", {288, 256}, upper).holds("norm", {256}, {1, {0}, {256}}),
+           trainer(1).holds("w", {288, 256}, lower).holds("norm", {256}, {1, {0}, {256}})},
+          {server(0).takes("w", {288, 256}, left, kFp8).takes("norm", {256}, {1, {0}, {256}}),
+           server(1).takes("w", {288, 256}, right, kFp8).takes("norm", {256}, {1, {0}, {256}})}};
+}
+
+std::string golden(const std::string& name) {
+  return read_text_file(std::string(std::getenv("WEIGHTCAST_SOURCE_ROOT")) + "/tests/golden/" + name);
+}
+
+std::string text_of(const Bytes& bytes) { return {bytes.begin(), bytes.end()}; }
+
+// Decodes; what it does not refuse with Error it must understand.
+template <class Decode>
+bool is_refused(const Bytes& bytes, const Decode& decode) {
+  try {
+    static_cast<void>(decode(bytes));
+    return false;
+  } catch (const Error& error) {
+    CHECK(error.code() == Code::invalid_argument);
+    return true;
+  }
+}
+
+template <class Decode>
+void damage(const Bytes& good, const Decode& decode) {
+  for (std::size_t bytes = 0; bytes < good.size(); ++bytes) {
+    CHECK(is_refused(Bytes(good.begin(), good.begin() + static_cast<std::ptrdiff_t>(bytes)), decode));
+  }
+  auto longer = good;
+  longer.push_back(0);
+  CHECK(is_refused(longer, decode));
+  for (std::size_t bit = 0; bit < good.size() * 8; ++bit) {
+    auto flipped = good;
+    flipped[bit / 8] ^= static_cast<std::uint8_t>(1U << (bit % 8));
+    static_cast<void>(is_refused(flipped, decode));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("a table that was encoded is decoded as it was, and looks as documented") {
+  const auto catalogs = two_by_two();
+  const auto plan = make_plan(catalogs, {4096, {}});
+  for (std::uint32_t rank = 0; rank < 2; ++rank) {
+    const auto sends = trainer_table(plan, catalogs, rank);
+    CHECK(sends.amax_in.size() == 1);
+    CHECK(decode_trainer_table(encode(sends), catalogs.trainers[rank]) == sends);
+    const auto receives = server_table(plan, catalogs, rank);
+    CHECK(decode_server_table(encode(receives), catalogs.servers[rank]) == receives);
+  }
+  CHECK(to_json(plan) == golden("plan.json"));
+  CHECK(text_of(encode(trainer_table(plan, catalogs, 1))) == golden("trainer_table.cbor"));
+  CHECK(text_of(encode(server_table(plan, catalogs, 1))) == golden("server_table.cbor"));
+}
+
+TEST_CASE("a truncated table is refused, a damaged one refused or understood, never more") {
+  const auto catalogs = two_by_two();
+  const auto plan = make_plan(catalogs, {4096, {}});
+  damage(encode(trainer_table(plan, catalogs, 0)),
+         [&](const Bytes& bytes) { return decode_trainer_table(bytes, catalogs.trainers[0]); });
+  damage(encode(server_table(plan, catalogs, 0)),
+         [&](const Bytes& bytes) { return decode_server_table(bytes, catalogs.servers[0]); });
+}
+
+TEST_CASE("a table of another rank or version, with foreign boxes or deep nesting, is refused") {
+  const auto catalogs = two_by_two();
+  const auto plan = make_plan(catalogs, {4096, {}});
+  const auto good = encode(trainer_table(plan, catalogs, 0));
+  const auto decode = [&](const Bytes& bytes) { return decode_trainer_table(bytes, catalogs.trainers[0]); };
+  CHECK_FALSE(is_refused(good, decode));
+  CHECK(is_refused(encode(trainer_table(plan, catalogs, 1)), decode));
+  CHECK(is_refused(encode(server_table(plan, catalogs, 0)), decode));
+  const auto changed = [&](const char* pointer, const nlohmann::json& value) {
+    auto json = nlohmann::json::from_cbor(good);
+    json.at(nlohmann::json::json_pointer(pointer)) = value;
+    return is_refused(nlohmann::json::to_cbor(json), decode);
+  };
+  CHECK(changed("/format", "weightcast.trainer_table/2"));
+  CHECK(changed("/steps/0/0", 99));
+  CHECK(changed("/steps/0/2/0", 1000));
+  CHECK(changed("/steps/0/6", 1000));
+  CHECK(changed("/steps/0/7", nlohmann::json::array()));
+  CHECK(changed("/steps/0/7/0/2", std::uint64_t{1} << 63));
+  CHECK(changed("/amax_in/0/1/0/1", 99));
+  CHECK(is_refused(Bytes(100000, 0x81), decode));  // arrays in arrays
+}
