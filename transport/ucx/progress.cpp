@@ -158,6 +158,7 @@ void UcxFabric::probe(const std::shared_ptr<Peer>& peer, Deadline deadline) {
   const auto regions = peer->targets().size();
   struct Probe {
     Mapping scratch;
+    Mapping cuda_scratch;  // from host memory UCX has no zero-copy path to a GPU
     std::vector<Tally> reads;
     Tally writes;
   };
@@ -166,12 +167,17 @@ void UcxFabric::probe(const std::shared_ptr<Peer>& peer, Deadline deadline) {
   probe->reads = std::vector<Tally>(regions);
   on_progress_thread([&] {
     probe->scratch = std::make_shared<const MemoryMapping>(context_.get(), span);
+    if (uses_cuda_) {
+      const MemorySpan cuda_span{nullptr, span.bytes, MemoryKind::cuda};
+      probe->cuda_scratch = std::make_shared<const MemoryMapping>(context_.get(), cuda_span);
+    }
     peer->keep(probe);
   });
   const auto submit = [&](Submission::Kind kind, std::uint32_t target, Tally& tally) {
     throw_if_failed(peer->queue().push(deadline, peer->name(), [&](Submission& slot) {
       slot.kind = kind;
-      slot.local = probe->scratch;
+      const bool cuda = probe->cuda_scratch && peer->targets()[target].kind == MemoryKind::cuda;
+      slot.local = cuda ? probe->cuda_scratch : probe->scratch;
       slot.local_offset = target * kProbeStride;
       slot.target = target;
       slot.target_offset = 0;

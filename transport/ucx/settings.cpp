@@ -17,7 +17,7 @@ std::vector<UcxSetting> ucx_settings(const FabricOptions& options) {
       {"PROTO_EMULATION_ENABLE", options.allow_emulation ? "y" : "n"},
       // Without it posix offers no peer-failure handler and drops out under error mode PEER.
       {"POSIX_ERROR_HANDLING", "y", false},
-      {"ALLOC_PRIO", options.same_host_shortcuts ? "md:posix" : "mmap"},
+      {"ALLOC_PRIO", options.same_host_shortcuts ? "md:posix,md:*" : "mmap,md:*"},
       {"KEEPALIVE_INTERVAL", "1s"},
       // A cable pulled is noticed in about three seconds instead of minutes.
       {"TCP_USER_TIMEOUT", "3s", false},

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "transport/base/log.h"
+#include "transport/cuda.h"
 
 namespace weightcast {
 namespace {
@@ -80,7 +81,15 @@ RegionId UcxFabric::register_memory(MemorySpan memory) {
   if (memory.address == nullptr || memory.bytes == 0) {
     throw Error(Code::invalid_argument, "register_memory: an empty span cannot be registered");
   }
-  return keep(on_progress_thread([&] { return std::make_shared<const MemoryMapping>(context_.get(), memory); }));
+  const bool cuda = memory.kind == MemoryKind::cuda;
+  const int device = cuda ? check_cuda_memory(memory) : 0;
+  return keep(on_progress_thread([&] {
+    if (cuda) {
+      use_primary_cuda_context(device);
+      uses_cuda_ = true;
+    }
+    return std::make_shared<const MemoryMapping>(context_.get(), memory);
+  }));
 }
 
 RegionId UcxFabric::allocate(std::uint64_t bytes) {

@@ -99,6 +99,7 @@ class UcxFabric final : public Fabric {
   UcxWorker worker_;
   Bytes address_;
   Mapping probe_slot_;
+  bool uses_cuda_ = false;  // a region of ours is CUDA memory
   int ucx_event_ = -1;
   std::vector<std::shared_ptr<Peer>> peers_;
   std::vector<std::shared_ptr<Peer>> closing_;

@@ -1,0 +1,17 @@
+// The CUDA driver as far as moving bytes needs it: opened at run time, so everything loads and runs without one.
+#pragma once
+
+#include "transport/memory.h"
+
+namespace weightcast {
+
+// Throws Error: unavailable without a driver; invalid_argument when the span is no device memory, or does not lie in
+// one allocation of cuMemGetAddressRange (UCX exports only the first chunk of a range over several).
+// Returns the ordinal of the device that holds it.
+[[nodiscard]] int check_cuda_memory(MemorySpan memory);
+
+// Makes the device's primary context, retained for the life of the process, current on this thread. UCX needs one
+// before it unpacks keys of CUDA memory, else puts silently take the slow path. Throws Error unavailable.
+void use_primary_cuda_context(int device);
+
+}  // namespace weightcast
