@@ -1,0 +1,266 @@
+#include "plugin/server_core.h"
+
+#include <doctest/doctest.h>
+
+#include "tests/support/actions.h"
+#include "tests/support/small_cluster.h"
+
+using namespace weightcast;
+
+namespace {
+
+constexpr std::uint64_t kFirstTrainer = 100;  // incarnations
+constexpr std::uint64_t kSecondTrainer = 101;
+
+struct Server {
+  explicit Server(const std::string& landing = "staged", std::uint32_t trainers = 2)
+      : config(with(landing, trainers)),
+        core(config, small_join(config, Role::server, 0, 200), small_catalog(config, Role::server, 0), now) {
+    actions = core.start(now);
+  }
+  static Config with(const std::string& landing, std::uint32_t trainers) {
+    Config config = small_config(trainers, 1, 1);
+    config.landing = landing;
+    return config;
+  }
+  std::vector<ServerAction>& event(const ServerEvent& what) { return actions = core.on(what, now); }
+  std::vector<ServerAction>& hears(Message message) { return event(ServerEvent(std::move(message))); }
+  std::vector<ServerAction>& ticks_after(std::uint32_t wait_ms) {
+    now += Milliseconds(wait_ms);
+    return event(ServerTick{});
+  }
+  [[nodiscard]] TableOffer offer(std::uint64_t generation, std::vector<std::uint64_t> quiet) const {
+    TableOffer table;
+    table.generation = generation;
+    table.table = small_server_table(config, 0);
+    table.peers = {{Role::trainer, 0, kFirstTrainer, {}, {}}, {Role::trainer, 1, kSecondTrainer, {}, {}}};
+    table.quiet = std::move(quiet);
+    return table;
+  }
+  void connects() {
+    hears(Welcome{7});
+    event(CardMade{{}, {1}, {{0, 0}}});
+    hears(offer(1, {kFirstTrainer, kSecondTrainer}));
+    REQUIRE(view().phase == ServerPhase::idle);
+  }
+  std::vector<ServerAction>& hears_signal(std::uint32_t trainer, std::uint64_t token,
+                                          std::uint64_t bytes = kPartBytes) {
+    return event(SignalArrived{{token, view().next_version, trainer, 0, bytes, 1, 5}});
+  }
+  void becomes_ready(std::uint64_t version, std::uint64_t token) {
+    hears(Begin{version, token});
+    if (view().phase == ServerPhase::allow_due) event(AllowCalled{version});
+    hears_signal(0, token);
+    hears_signal(1, token);
+    event(Verified{token, {}, 0.1});
+    REQUIRE(view().phase == ServerPhase::ready);
+  }
+  [[nodiscard]] const ServerView& view() const { return core.view(); }
+
+  Config config;
+  Clock::time_point now{Milliseconds(1000)};
+  ServerCore core;
+  std::vector<ServerAction> actions;  // of the last event
+};
+
+bool says_in(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+}  // namespace
+
+TEST_CASE("a server joins, connects, receives, verifies, is told to commit, and commits") {
+  Server server;
+  CHECK(sent<Join>(server.actions).size() == 1);
+  CHECK(all_of<OpenFabric>(server.hears(Welcome{7})).size() == 1);
+  CHECK(sent<CardOffer>(server.event(CardMade{{}, {1}, {{0, 0}}})).size() == 1);
+  CHECK(sent<Connected>(server.hears(server.offer(4, {kFirstTrainer, kSecondTrainer})))[0].generation == 4);
+  const auto armed = sent<Armed>(server.hears(Begin{1, 77}));
+  REQUIRE(armed.size() == 1);
+  CHECK(armed[0].token == 77);
+  CHECK(all_of<Verify>(server.hears_signal(0, 77)).empty());
+  const auto verify = all_of<Verify>(server.hears_signal(1, 77));
+  REQUIRE(verify.size() == 1);
+  CHECK(verify[0].signals.size() == 2);
+  const auto ready = sent<Ready>(server.event(Verified{77, {}, 0.1}));
+  REQUIRE(ready.size() == 1);
+  CHECK(ready[0].token == 77);
+  CHECK(ready[0].bytes == 2 * kPartBytes);
+  server.hears(Commit{1});
+  CHECK(server.view().phase == ServerPhase::commit_due);
+  CHECK(sent<Committed>(server.event(CommitDone{1, 2.5}))[0].stall_ms == 2.5);
+  CHECK(server.view().committed_version == 1);
+  CHECK(server.view().phase == ServerPhase::idle);
+}
+
+TEST_CASE("stale tokens, other servers' signals, unknown trainers and duplicates are ignored") {
+  Server server;
+  server.connects();
+  server.hears(Begin{1, 77});
+  CHECK(server.hears_signal(0, 76).empty());
+  CHECK(server.hears_signal(9, 77).empty());
+  CHECK(server.event(SignalArrived{{77, 2, 0, 0, kPartBytes, 1, 5}}).empty());
+  CHECK(server.event(SignalArrived{{77, 1, 0, 1, kPartBytes, 1, 5}}).empty());
+  server.hears_signal(0, 77);
+  CHECK(server.hears_signal(0, 77).empty());
+  CHECK(server.event(Verified{76, {}, 0}).empty());
+  CHECK(server.view().phase == ServerPhase::receiving);
+}
+
+TEST_CASE("bytes that were not planned and digests that differ fail the attempt") {
+  Server server;
+  server.connects();
+  server.hears(Begin{1, 77});
+  const auto short_one = sent<Failed>(server.hears_signal(0, 77, kPartBytes - 1));
+  REQUIRE(short_one.size() == 1);
+  CHECK(says_in(short_one[0].text, "trainer 0 sent 7 bytes of version 1, 8 were planned"));
+  CHECK(server.view().phase == ServerPhase::idle);
+  server.hears(Begin{1, 78});
+  server.hears_signal(0, 78);
+  server.hears_signal(1, 78);
+  const auto corrupted = sent<Failed>(server.event(Verified{78, {Code::corrupted, "digest of weight"}, 0}));
+  REQUIRE(corrupted.size() == 1);
+  CHECK(corrupted[0].token == 78);
+  CHECK(server.view().ended == 1);
+  CHECK(server.view().ended_status.message() == "digest of weight");
+}
+
+TEST_CASE("an abort gives the attempt up, but never what was told to be committed") {
+  Server server;
+  server.connects();
+  server.becomes_ready(1, 77);
+  server.hears(Abort{1, 77, Code::aborted, "trainer 1 is out"});
+  CHECK(server.view().phase == ServerPhase::idle);
+  CHECK(server.view().committed_version == 0);
+  server.becomes_ready(2, 78);
+  server.hears(Commit{2});
+  server.hears(Abort{2, 78, Code::aborted, "too late"});
+  CHECK(server.view().phase == ServerPhase::commit_due);
+}
+
+TEST_CASE("a commit of what is not ready is ignored") {
+  Server server;
+  server.connects();
+  server.hears(Begin{1, 77});
+  server.hears(Commit{1});
+  CHECK(server.view().phase == ServerPhase::receiving);
+}
+
+TEST_CASE("the next update is refused while the host has not committed the last one") {
+  Server server;
+  server.connects();
+  server.becomes_ready(1, 77);
+  server.hears(Commit{1});
+  const auto failed = sent<Failed>(server.hears(Begin{2, 78}));
+  REQUIRE(failed.size() == 1);
+  CHECK(says_in(failed[0].text, "its host has not committed version 1 yet"));
+  CHECK(failed[0].token == 78);
+}
+
+TEST_CASE("a new controller finds what is ready or decided, and what was half received is given up") {
+  Server server;
+  server.connects();
+  server.hears(Begin{1, 77});
+  CHECK(sent<Join>(server.hears(Rejoin{}))[0].ready_version == 0);
+  CHECK(server.view().ended == 1);
+  server.hears(Welcome{8});
+  server.hears(server.offer(1, {kFirstTrainer, kSecondTrainer}));
+  server.becomes_ready(2, 78);
+  Join join = sent<Join>(server.hears(Rejoin{}))[0];
+  CHECK(join.ready_version == 2);
+  CHECK(join.decided_version == 0);
+  server.hears(Welcome{9});
+  server.hears(Commit{2});
+  join = sent<Join>(server.hears(Rejoin{}))[0];
+  CHECK(join.decided_version == 2);
+}
+
+TEST_CASE(
+    "after an attempt with a trainer that is not known to be quiet, the shadow is retired, and freed when it is") {
+  Server server;
+  server.connects();
+  server.hears(Begin{1, 77});
+  server.hears(Abort{1, 77, Code::unreachable, "trainer 1 is out"});
+  CHECK(all_of<TakeShadow>(server.hears(server.offer(2, {kFirstTrainer}))).size() == 1);
+  CHECK(sent<Connected>(server.actions).empty());
+  CHECK(server.view().phase == ServerPhase::connecting);
+  CHECK(server.hears(server.offer(3, {kFirstTrainer})).empty());  // of the card before
+  CHECK(sent<CardOffer>(server.event(CardMade{{}, {2}, {{0, 0}}})).size() == 1);
+  server.hears(server.offer(4, {kFirstTrainer}));
+  CHECK(sent<Connected>(server.actions).size() == 1);
+  CHECK(all_of<FreeRetired>(server.actions).empty());
+  server.hears(server.offer(5, {kFirstTrainer, kSecondTrainer}));
+  CHECK(all_of<FreeRetired>(server.actions).size() == 1);
+}
+
+TEST_CASE("a verified shadow is never retired: whoever has signalled has nothing in flight") {
+  Server server;
+  server.connects();
+  server.becomes_ready(1, 77);
+  CHECK(all_of<TakeShadow>(server.hears(server.offer(2, {}))).empty());
+  CHECK(server.view().phase == ServerPhase::ready);
+}
+
+TEST_CASE("a shadow that cannot be taken is fatal and said so") {
+  Server server;
+  server.hears(Welcome{7});
+  CHECK(sent<Failed>(server.event(CardMade{{Code::unavailable, "no space in /dev/shm"}, {}, {}})).size() == 1);
+  CHECK(server.view().phase == ServerPhase::failed);
+  CHECK(server.hears(Welcome{7}).empty());
+}
+
+TEST_CASE("in place, the host allows, and an update that is not finished leaves the weights torn until repaired") {
+  Server server("in_place");
+  server.connects();
+  CHECK(sent<Armed>(server.hears(Begin{1, 77})).empty());
+  CHECK(server.view().phase == ServerPhase::allow_due);
+  CHECK(server.event(AllowCalled{2}).empty());
+  CHECK_FALSE(server.view().torn);
+  CHECK(sent<Armed>(server.event(AllowCalled{1})).size() == 1);
+  CHECK(server.view().torn);
+  server.hears(Abort{1, 77, Code::unreachable, "trainer 1 is out"});
+  CHECK(server.view().torn);
+  CHECK(sent<Connected>(server.hears(server.offer(2, {}))).size() == 1);  // live weights cannot be retired
+  CHECK(sent<Join>(server.hears(Rejoin{}))[0].torn);
+  server.hears(Welcome{8});
+  server.becomes_ready(2, 78);
+  server.hears(Commit{2});
+  server.event(CommitDone{2, 0});
+  CHECK_FALSE(server.view().torn);
+}
+
+TEST_CASE("a silent controller ends what is being received, with a text that names it") {
+  Server server;
+  server.connects();
+  server.hears(Begin{1, 77});
+  server.ticks_after(server.config.times.death_busy_ms + 1);
+  CHECK(server.view().phase == ServerPhase::idle);
+  CHECK(says_in(server.view().ended_status.message(), "the controller at tcp://127.0.0.1:5710 has not answered"));
+  CHECK(sent<Failed>(server.actions).size() == 1);  // should only the line have been slow
+}
+
+TEST_CASE("a silent controller does not take back what is ready") {
+  Server server;
+  server.connects();
+  server.becomes_ready(1, 77);
+  server.ticks_after(server.config.times.death_idle_ms + 1);
+  CHECK(server.view().phase == ServerPhase::ready);
+}
+
+TEST_CASE("a server to which nobody sends is ready as soon as it is armed") {
+  Server server;
+  server.connects();
+  TableOffer offer = server.offer(2, {kFirstTrainer, kSecondTrainer});
+  offer.table = encode(ServerTable{0, {}});
+  server.hears(offer);
+  CHECK(all_of<Verify>(server.hears(Begin{1, 77})).size() == 1);
+}
+
+TEST_CASE("a table that cannot be read is reported with the server's name") {
+  Server server;
+  server.hears(Welcome{7});
+  server.event(CardMade{{}, {1}, {{0, 0}}});
+  TableOffer offer = server.offer(1, {});
+  offer.table = {0xFF};
+  const auto failed = sent<Failed>(server.hears(offer));
+  REQUIRE(failed.size() == 1);
+  CHECK(says_in(failed[0].text, "server 0 (replica 0) cannot read its table"));
+}
