@@ -173,6 +173,10 @@ void ControllerCore::commit_replica(std::uint32_t replica) {
 
 void ControllerCore::drop_replica(std::uint32_t replica, std::uint32_t lost_rank, const std::string& why) {
   update_->replicas.erase(replica);
+  if (update_->replicas.empty() && state_ != ClusterState::aborting) {
+    abort_update(Code::unreachable, fmt::format("{}; no whole replica is left for version {}", why, update_->version));
+    return;
+  }
   Drop drop{{lost_rank}};
   each_active(Role::server, [&](const RankKey& key, const Member& member) {
     if (member.catalog.replica != replica) return;
@@ -184,10 +188,6 @@ void ControllerCore::drop_replica(std::uint32_t replica, std::uint32_t lost_rank
     }
   });
   if (state_ == ClusterState::aborting) return;
-  if (update_->replicas.empty()) {
-    abort_update(Code::unreachable, fmt::format("{}; no whole replica is left for version {}", why, update_->version));
-    return;
-  }
   each_active(Role::trainer, [&](const RankKey&, const Member& member) { send(member, drop); });
 }
 

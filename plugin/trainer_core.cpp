@@ -128,9 +128,9 @@ void TrainerCore::on_message(const Message& message) {
   } else if (const auto* go = std::get_if<Go>(&message)) {
     on_go(*go);
   } else if (const auto* echo = std::get_if<Echo>(&message)) {
-    const Clock::time_point sent{Milliseconds(echo->sent_ms)};
-    if (sent > now_) return;
-    actions_.push_back(SetLease{sent + Milliseconds(config_.times.lease_ms)});
+    const auto own_ms = std::chrono::duration_cast<Milliseconds>(now_.time_since_epoch()).count();
+    if (echo->sent_ms > static_cast<std::uint64_t>(own_ms)) return;
+    actions_.push_back(SetLease{Clock::time_point(Milliseconds(echo->sent_ms)) + Milliseconds(config_.times.lease_ms)});
   } else if (const auto* abort = std::get_if<Abort>(&message)) {
     if (moving_ && moving_token_ == abort->token) {
       quiesce_owed_ = true;
