@@ -10,7 +10,6 @@ namespace weightcast {
 namespace {
 
 constexpr std::uint32_t kConnectAttempts = 3;
-constexpr Milliseconds kConnectRetry{2000};
 
 RankKey key_of(const Join& join) { return {join.role, join.rank}; }
 
@@ -411,7 +410,7 @@ void ControllerCore::connect_failed(const std::string& text) {
   state_ = ClusterState::gathering;
   reason_ = text;
   membership_changed_ = true;
-  retry_at_ = now_ + kConnectRetry;
+  retry_at_ = now_ + Milliseconds(config_.times.death_idle_ms);  // by then the dead are counted out
   if (++connect_failures_ >= kConnectAttempts) refuse_everyone(Code::unreachable, text);
 }
 
