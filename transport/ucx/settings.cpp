@@ -24,6 +24,8 @@ std::vector<UcxSetting> ucx_settings(const FabricOptions& options) {
       {"TCP_KEEPIDLE", "1s", false},
       {"TCP_KEEPINTVL", "1s", false},
       {"TCP_KEEPCNT", "3", false},
+      // UCX rates cma above posix and would copy through the kernel, at half the speed, into memory it can store to.
+      {"CMA_BW", "3000MBps", false},
       {"MAX_RMA_RAILS", "2", false},
   };
 }
