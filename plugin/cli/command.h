@@ -27,6 +27,7 @@ void add_json(CLI::App& command, bool& json);
 void print(std::string_view text);
 void flush_output();
 
+void add_bench(CLI::App& app, Action& action);
 void add_config(CLI::App& app, Action& action);
 void add_explain(CLI::App& app, Action& action);
 void add_keygen(CLI::App& app, Action& action);

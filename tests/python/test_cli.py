@@ -1,11 +1,14 @@
+import functools
 import json
 import os
+import shutil
 import stat
+import subprocess
 
 import pytest
-from command_line import weightcast
+from command_line import path, weightcast
 
-COMMANDS = ("config", "explain", "keygen", "plan")
+COMMANDS = ("bench", "config", "explain", "keygen", "plan")
 
 
 def catalog(role, rank, entries, replica=0):
@@ -146,3 +149,21 @@ def test_output_that_is_closed_is_an_error():
     result = weightcast("config", "--print", check=False, stdout=None, preexec_fn=lambda: os.close(1))
     assert result.returncode == 1
     assert "cannot write standard output" in result.stderr
+
+
+def test_bench_runs_programs_of_the_build_and_hands_everything_behind_the_name_over(tmp_path):
+    program = tmp_path / "plugin/weightcast"
+    program.parent.mkdir()
+    shutil.copy(path(), program)
+    (tmp_path / "bench").mkdir()
+    bench = tmp_path / "bench/echo_bench"
+    bench.write_text('#!/bin/sh\necho "got $@"\nexit 3\n')
+    bench.chmod(0o755)
+    run = functools.partial(subprocess.run, capture_output=True, text=True, timeout=30)
+    assert run([program, "bench"]).stdout == "echo\n"
+    assert json.loads(run([program, "bench", "--json"]).stdout) == ["echo"]
+    result = run([program, "bench", "echo", "--json", "--rows", "5"])
+    assert (result.returncode, result.stdout) == (3, "got --json --rows 5\n")
+    unknown = run([program, "bench", "nope"])
+    assert unknown.returncode == 2
+    assert unknown.stderr == "weightcast: there is no bench nope; in this build there are: echo\n"
