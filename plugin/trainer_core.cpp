@@ -85,6 +85,7 @@ void TrainerCore::begin_push(const PushCalled& push) {
   if (!view_.fatal.ok()) {
     end(view_.fatal);
   } else if (phase_ == Phase::connected) {
+    beat(0);
     send(Pushed{push.version});
   }
 }
@@ -105,6 +106,7 @@ void TrainerCore::on_message(const Message& message) {
   silent_ = false;
   if (std::holds_alternative<Welcome>(message)) {
     welcomed_ = true;
+    beat(0);
     if (fabric_open_) {
       send(CardOffer{card_, {}});
     } else if (phase_ == Phase::joining) {
@@ -195,14 +197,19 @@ void TrainerCore::link_next() {
   actions_.push_back(Link{*std::exchange(next_table_, std::nullopt)});
 }
 
+// Its echo renews the lease. Besides the regular ones: a welcome and a push, so that the echo arrives before any Go.
+void TrainerCore::beat(std::uint64_t bytes_done) {
+  last_beat_ = now_;
+  const auto own_ms = std::chrono::duration_cast<Milliseconds>(now_.time_since_epoch()).count();
+  send(Heartbeat{static_cast<std::uint64_t>(own_ms), bytes_done});
+}
+
 void TrainerCore::on_tick(std::uint64_t bytes_done) {
   if (!view_.fatal.ok()) return;
   const bool busy = moving_ || view_.pushing != 0;
   const auto& times = config_.times;
   if (now_ - last_beat_ >= Milliseconds(busy ? times.heartbeat_busy_ms : times.heartbeat_idle_ms)) {
-    last_beat_ = now_;
-    const auto own_ms = std::chrono::duration_cast<Milliseconds>(now_.time_since_epoch()).count();
-    send(Heartbeat{static_cast<std::uint64_t>(own_ms), bytes_done});
+    beat(bytes_done);
   }
   const Milliseconds bound(busy ? times.death_busy_ms : times.death_idle_ms);
   if (welcomed_ && now_ - last_heard_ > bound) {

@@ -110,6 +110,7 @@ class TrainerCore {
   void on_go(const Go& go);
   void on_moved(const Moved& moved);
   void on_tick(std::uint64_t bytes_done);
+  void beat(std::uint64_t bytes_done);
   void begin_push(const PushCalled& push);
   void fail(Status why);
   void end(Status status, std::string report = {});
