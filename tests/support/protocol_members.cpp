@@ -57,7 +57,6 @@ void World::link(Process& process, const TableOffer& offer) {
 
 void World::move(Process& process, const Move& order) {
   process.stop.reset();
-  for (Target& target : process.targets) target.failed = target.dropped = false;
   expect(process.app_version == order.version, "a trainer moves only what its caller pushes");
   at_process(process, between(1, 20), [this, &process, order] { put_next(process, order.version, order.token, 0); });
 }
@@ -119,7 +118,7 @@ void World::drive_push(Process& process) {
     return;
   }
   if (version == 0) {
-    if (!chance(0.5)) return;
+    if (callers_rest_ || !chance(0.5)) return;
     process.app_version = chance(is_calm_ ? 0 : 0.02) ? app_version_ + 1 : app_version_;
     process.content = ++names_;
     pushed_[{process.key.rank, process.app_version}] = process.content;

@@ -132,6 +132,7 @@ class World {
   // faults
   void fault();
   void calm();
+  void check_agreement(bool also_replaced);
   void kill(Process& process);
   void stop(Process& process, Milliseconds how_long);
   void crash_controller();
@@ -150,7 +151,7 @@ class World {
   std::mt19937_64 random_;
   Clock::time_point now_{};
   std::uint64_t order_ = 0;
-  std::vector<Timed> queue_;  // a heap
+  std::vector<Timed> queue_;   // a heap
   std::uint64_t names_ = 100;  // incarnations, memories, contents
   std::unique_ptr<ControllerCore> controller_;
   std::uint64_t epoch_ = 0;
@@ -158,13 +159,14 @@ class World {
   std::map<std::string, Process*> connections_;
   std::map<std::uint64_t, Memory> memories_;
   std::uint64_t app_version_ = 1;
-  std::map<std::uint64_t, std::uint64_t> token_of_version_;                       // committed
-  std::set<std::pair<std::uint32_t, std::uint64_t>> ready_;                       // (server rank, version)
-  std::map<std::pair<std::uint32_t, std::uint64_t>, std::uint64_t> pushed_;       // (trainer, version): content
-  std::map<std::uint64_t, std::set<std::uint32_t>> succeeded_;                    // version: trainers told so
-  std::set<std::uint32_t> replaced_;                                              // servers that were killed
+  std::map<std::uint64_t, std::uint64_t> token_of_version_;                  // committed
+  std::set<std::pair<std::uint32_t, std::uint64_t>> ready_;                  // (server rank, version)
+  std::map<std::pair<std::uint32_t, std::uint64_t>, std::uint64_t> pushed_;  // (trainer, version): content
+  std::map<std::uint64_t, std::set<std::uint32_t>> succeeded_;               // version: trainers told so
+  std::set<std::uint32_t> replaced_;                                         // servers that were killed
   std::vector<std::string> broken_;
   bool is_calm_ = false;
+  bool callers_rest_ = false;
   std::uint64_t commits_ = 0;
   std::uint64_t pushes_ended_ = 0;
   std::uint64_t shadows_retired_ = 0;
