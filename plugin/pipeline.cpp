@@ -194,8 +194,9 @@ void Pipeline::prepare_amax(const Routes& routes) {
     outgoing_.push_back({routes.trainers.at(exchange.to).peer,
                          std::vector<std::byte>(kAmaxHeaderBytes + values * sizeof(float)), values});
     if (outgoing_.back().message.size() > Fabric::kMaxMessageBytes) {
-      throw Error(Code::invalid_argument, fmt::format("{} shares {} blocks with trainer {}: more than one message holds",
-                                                      name_of(catalog_), values, exchange.to));
+      throw Error(Code::invalid_argument,
+                  fmt::format("{} shares {} blocks with trainer {}: more than one message holds", name_of(catalog_),
+                              values, exchange.to));
     }
   }
   const std::scoped_lock lock(amax_mutex_);
@@ -233,14 +234,15 @@ MoveResult Pipeline::move(std::uint64_t version, std::uint64_t token) {
 
 void Pipeline::reset_for(std::uint64_t version, std::uint64_t token) {
   version_ = version;
-  token_ = token;
   deadline_ = Deadline::after(Milliseconds(config_.times.update_ms));
   next_chunk_ = 0;
   bytes_done_ = 0;
   {
     const std::scoped_lock lock(failure_mutex_);
-    failure_ = {};
-    stopped_ = false;
+    token_ = token;
+    failure_ = closed_ ? Status(Code::aborted, "the trainer is being closed") : Status();
+    if (cancelled_token_ == token) failure_ = cancelled_why_;
+    stopped_ = !failure_.ok();
   }
   {
     const std::scoped_lock lock(amax_mutex_);
@@ -270,8 +272,25 @@ void Pipeline::fail(Status why) {
   stopped_ = true;
 }
 
-void Pipeline::stop(const Status& why) {
-  fail(why);
+void Pipeline::stop(std::uint64_t token, const Status& why) {
+  {
+    const std::scoped_lock lock(failure_mutex_);
+    cancelled_token_ = token;
+    cancelled_why_ = why;
+    if (token != token_ || stopped_) return;
+    failure_ = why;
+    stopped_ = true;
+  }
+  amax_changed_.notify_all();
+}
+
+void Pipeline::close() {
+  {
+    const std::scoped_lock lock(failure_mutex_);
+    closed_ = true;
+    if (!stopped_) failure_ = Status(Code::aborted, "the trainer is being closed");
+    stopped_ = true;
+  }
   amax_changed_.notify_all();
 }
 
@@ -289,7 +308,8 @@ void Pipeline::fail_bad_value(const Step& step, const MatrixView& view, const Ba
   at[last] += bad.col;
   if (step.box.axes > 1) at[last - 1] += bad.row;
   std::string index;
-  for (std::size_t axis = 0; axis < step.box.axes; ++axis) index += fmt::format("{}{}", axis == 0 ? "" : ", ", at[axis]);
+  for (std::size_t axis = 0; axis < step.box.axes; ++axis)
+    index += fmt::format("{}{}", axis == 0 ? "" : ", ", at[axis]);
   fail(Status(Code::corrupted,
               fmt::format("{}, version {}: tensor '{}' at [{}] is NaN, Inf or beyond the range of {}; nothing was "
                           "committed: repair the weights and push again",
@@ -301,8 +321,12 @@ SourceMatrix Pipeline::source_of(std::uint32_t index, const MatrixView& view) co
   const auto element = static_cast<std::int64_t>(element_bytes(entry.source_type));
   const auto last = static_cast<std::size_t>(entry.box.axes - 1);
   const auto* base = reinterpret_cast<const std::byte*>(catalog_.regions[entry.region].address);
-  return {base + byte_at(entry, view.origin), entry.source_type, view.rows, view.cols,
-          row_stride(entry.strides_bytes, entry.box.axes) / element, entry.strides_bytes[last] / element};
+  return {base + byte_at(entry, view.origin),
+          entry.source_type,
+          view.rows,
+          view.cols,
+          row_stride(entry.strides_bytes, entry.box.axes) / element,
+          entry.strides_bytes[last] / element};
 }
 
 void Pipeline::send_amax() {
@@ -321,9 +345,9 @@ void Pipeline::send_amax() {
       }
       const auto part = intersect(elements_of_run, entry.box);
       if (!part || blocks_of(*part) != run.blocks) {
-        fail(Status(Code::internal, fmt::format("{}: planned to share blocks {} of '{}', holds only {}",
-                                                name_of(catalog_), to_string(run.blocks), entry.tensor,
-                                                to_string(entry.box))));
+        fail(Status(Code::internal,
+                    fmt::format("{}: planned to share blocks {} of '{}', holds only {}", name_of(catalog_),
+                                to_string(run.blocks), entry.tensor, to_string(entry.box))));
         return;
       }
       for_each_matrix(*part, entry.box, [&](const MatrixView& view) {
@@ -412,10 +436,10 @@ void Pipeline::send_chunk(Worker& worker, const Chunk& chunk) {
     const DigestFrame frame = digest_frame(seed, step.frame, view, job.element_bytes);
     const auto pitch = static_cast<std::int64_t>(job.element_bytes) * view.cols;
     const std::uint64_t offset = slot == nullptr ? 0 : slot->offset + filled;
-    const CastResult result =
-        slot == nullptr ? inspect(source, frame)
-                        : cast(source, step.recipe, block_origin(view, step.box.axes),
-                               chunk_amax(worker, job, source, view), scratch_.get() + offset, pitch, frame);
+    const CastResult result = slot == nullptr
+                                  ? inspect(source, frame)
+                                  : cast(source, step.recipe, block_origin(view, step.box.axes),
+                                         chunk_amax(worker, job, source, view), scratch_.get() + offset, pitch, frame);
     worker.cast_seconds += seconds_since(start);
     if (result.bad.found()) {
       fail_bad_value(step, view, result.bad);
@@ -471,9 +495,13 @@ void Pipeline::put_matrix(const std::vector<Target>& targets, const Box& frame, 
     const std::int64_t puts = gapless ? 1 : view.rows;
     const std::uint64_t start = target.offset + offset_in_frame(frame, target.strides, view.origin);
     for (std::int64_t index = 0; index < puts && !stopped(); ++index) {
-      Put put{target.peer, region, offset + static_cast<std::uint64_t>(index * pitch), target.region,
+      Put put{target.peer,
+              region,
+              offset + static_cast<std::uint64_t>(index * pitch),
+              target.region,
               start + static_cast<std::uint64_t>(index * target_pitch),
-              static_cast<std::uint64_t>(gapless ? row_bytes * view.rows : row_bytes), &tally};
+              static_cast<std::uint64_t>(gapless ? row_bytes * view.rows : row_bytes),
+              &tally};
       const Status status = fabric_.put(put, deadline_);
       if (status.ok()) continue;
       if (!link.dropped && status.code() != Code::unreachable) fail(status);
@@ -498,8 +526,8 @@ void Pipeline::send_scales(Worker& worker) {
       const std::uint64_t offset = slot.offset + filled;
       const auto bytes = static_cast<std::uint64_t>(pitch * view.rows);
       count(job.targets, bytes,
-            digest_rows(scratch_.get() + offset, static_cast<std::uint64_t>(view.rows), static_cast<std::uint64_t>(pitch),
-                        pitch, digest_frame(seed, step.frame, view, sizeof(float))));
+            digest_rows(scratch_.get() + offset, static_cast<std::uint64_t>(view.rows),
+                        static_cast<std::uint64_t>(pitch), pitch, digest_frame(seed, step.frame, view, sizeof(float))));
       put_matrix(job.targets, step.frame, view, sizeof(float), scratch_region_, offset, pitch, slot.puts);
       filled += bytes;
     });

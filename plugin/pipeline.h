@@ -59,7 +59,10 @@ class Pipeline {
   void adopt(TrainerTable table, Routes routes);
   // Sends one version; when it returns, nothing is in flight. Failures of servers that were dropped do not count.
   [[nodiscard]] MoveResult move(std::uint64_t version, std::uint64_t token);
-  void stop(const Status& why);
+  // Ends the attempt `token`, running or still to come.
+  void stop(std::uint64_t token, const Status& why);
+  // Ends whatever runs, and every later move() at once.
+  void close();
   void drop(std::uint32_t server);
   void on_amax(const AmaxValues& values);
   [[nodiscard]] std::uint64_t bytes_done() const noexcept { return bytes_done_.load(std::memory_order_relaxed); }
@@ -180,12 +183,15 @@ class Pipeline {
   std::atomic<std::uint64_t> bytes_done_{0};
   std::atomic<bool> stopped_{false};
   std::mutex failure_mutex_;
-  Status failure_;  // guarded by failure_mutex_
+  Status failure_;                     // guarded by failure_mutex_
+  std::uint64_t cancelled_token_ = 0;  // guarded by failure_mutex_
+  Status cancelled_why_;               // guarded by failure_mutex_
+  bool closed_ = false;                // guarded by failure_mutex_
 
   std::mutex amax_mutex_;
   std::condition_variable amax_changed_;
   std::vector<Incoming> incoming_;  // guarded by amax_mutex_; one per table_.amax_in
-  bool amax_folded_ = false;          // guarded by amax_mutex_
+  bool amax_folded_ = false;        // guarded by amax_mutex_
 
   Team team_;
 };

@@ -126,6 +126,7 @@ void ServerCore::on_table(const TableOffer& offer) {
     send(Failed{0, 0, error.code(), fmt::format("{} cannot read its table: {}", name_of(own_), error.what())});
     return;
   }
+  actions_.push_back(AdoptTable{table_});
   if (!retire_suspects(offer)) return;
   if (view_.phase == ServerPhase::connecting) {
     view_.phase = ServerPhase::idle;
@@ -240,6 +241,7 @@ void ServerCore::on_abort(const Abort& abort) {
 
 void ServerCore::give_up(Status why) {
   view_.ended = view_.next_version;
+  ++view_.ended_count;
   view_.ended_status = std::move(why);
   view_.next_version = 0;
   view_.phase = ServerPhase::idle;

@@ -64,9 +64,12 @@ struct Verify {
   std::uint64_t token = 0;
   std::vector<Signal> signals;  // one per expected sender, in the order of the table
 };
+struct AdoptTable {  // what later Verify actions count against
+  ServerTable table;
+};
 struct TakeShadow {};   // retire the landing memory and take another; answer with CardMade
 struct FreeRetired {};  // nobody can write into retired memory any more
-using ServerAction = std::variant<SendMessage, OpenFabric, Verify, TakeShadow, FreeRetired>;
+using ServerAction = std::variant<SendMessage, OpenFabric, AdoptTable, Verify, TakeShadow, FreeRetired>;
 
 struct ServerView {
   Status fatal;
@@ -76,8 +79,9 @@ struct ServerView {
   bool torn = false;
   std::uint64_t ended = 0;  // the last version given up here
   Status ended_status;
-  double verify_seconds = 0;  // of the last verified version
-  double stall_ms = 0;        // of the last commit
+  std::uint64_t ended_count = 0;  // updates given up here so far
+  double verify_seconds = 0;      // of the last verified version
+  double stall_ms = 0;            // of the last commit
   std::string waiting_for;
 };
 

@@ -8,6 +8,15 @@ namespace weightcast {
 
 std::string_view to_string(Role role) noexcept { return role == Role::trainer ? "trainer" : "server"; }
 
+std::string_view to_string(Landing landing) noexcept {
+  switch (landing) {
+    case Landing::direct: return "direct";
+    case Landing::swapped_halves: return "swapped_halves";
+    case Landing::staged_repair: return "staged_repair";
+  }
+  return "unknown";
+}
+
 std::string name_of(const Catalog& catalog) {
   if (catalog.role == Role::trainer) return fmt::format("trainer {}", catalog.rank);
   return fmt::format("server {} (replica {})", catalog.rank, catalog.replica);

@@ -28,6 +28,8 @@ enum class Landing : std::uint8_t {
   staged_repair = 2,   // the engine post-processes from staging to live; commit() leaves the copy to the host
 };
 
+[[nodiscard]] std::string_view to_string(Landing landing) noexcept;
+
 struct Region {
   std::string name;
   std::uint64_t bytes = 0;

@@ -21,7 +21,8 @@ constexpr std::string_view kFormat = "weightcast.catalog/1";
 constexpr std::size_t kMaxTextBytes = std::size_t{1} << 30;
 constexpr std::int64_t kMaxElements = std::int64_t{1} << 60;
 constexpr std::array<std::string_view, 2> kKinds = {"host", "cuda"};
-constexpr std::array<std::string_view, 3> kLandings = {"direct", "swapped_halves", "staged_repair"};
+const std::array<std::string_view, 3> kLandings = {to_string(Landing::direct), to_string(Landing::swapped_halves),
+                                                   to_string(Landing::staged_repair)};
 
 // Memory that an array of `shape` lies in.
 struct Block {
@@ -384,7 +385,7 @@ std::string to_json(const Catalog& catalog) {
     json["strides_bytes"] = std::vector<std::int64_t>(entry.strides_bytes.begin(), entry.strides_bytes.begin() + axes);
     if (entry.scales) json["scales"] = *entry.scales;
     if (entry.is_scales) json["is_scales"] = true;
-    if (entry.landing != Landing::direct) json["landing"] = kLandings[static_cast<std::size_t>(entry.landing)];
+    if (entry.landing != Landing::direct) json["landing"] = to_string(entry.landing);
     if (!entry.parameter.empty()) json["parameter"] = entry.parameter;
     text += separator + json.dump();
     separator = ",\n    ";

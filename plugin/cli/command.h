@@ -29,6 +29,8 @@ void flush_output();
 
 void add_bench(CLI::App& app, Action& action);
 void add_config(CLI::App& app, Action& action);
+void add_controller(CLI::App& app, Action& action);
+void add_doctor(CLI::App& app, Action& action);
 void add_explain(CLI::App& app, Action& action);
 void add_keygen(CLI::App& app, Action& action);
 void add_plan(CLI::App& app, Action& action);

@@ -1,0 +1,40 @@
+#include "plugin/incarnation.h"
+
+#include <fmt/format.h>
+
+#include <random>
+
+namespace weightcast {
+
+std::uint64_t new_incarnation() {
+  std::random_device random;
+  std::uint64_t value = 0;
+  while (value == 0) value = (std::uint64_t{random()} << 32) | random();
+  return value;
+}
+
+void check_identity(const Catalog& catalog, Role role, const Config& config) {
+  if (catalog.role == role && catalog.rank == config.rank &&
+      (role == Role::trainer || catalog.replica == config.replica))
+    return;
+  throw Error(Code::invalid_argument,
+              fmt::format("the catalog is that of {}, the configuration that of {} {} (replica {}): set \"rank\", and "
+                          "\"replica\" for a server, alike in both",
+                          name_of(catalog), to_string(role), config.rank, config.replica));
+}
+
+Join make_join(const Config& config, const Catalog& catalog, const std::string& landing) {
+  Catalog shared = catalog;
+  for (Region& region : shared.regions) region.address = 0;
+  Join join;
+  join.run = config.run;
+  join.role = catalog.role;
+  join.rank = catalog.rank;
+  join.incarnation = new_incarnation();
+  join.catalog = to_json(shared);
+  join.catalog_digest = digest_of(shared);
+  join.landing = landing;
+  return join;
+}
+
+}  // namespace weightcast

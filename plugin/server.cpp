@@ -1,0 +1,230 @@
+#include "plugin/server.h"
+
+#include <fmt/format.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "plugin/fabric_options.h"
+#include "plugin/incarnation.h"
+#include "plugin/landing.h"
+#include "plugin/member_loop.h"
+#include "plugin/serial_worker.h"
+#include "plugin/verify.h"
+
+namespace weightcast {
+namespace {
+
+using Loop = MemberLoop<ServerCore, ServerEvent, ServerAction, ServerView>;
+
+Catalog checked_catalog(const Config& config, std::string_view json) {
+  Catalog catalog = parse_catalog(json, fmt::format("catalog of server {}", config.rank));
+  check_identity(catalog, Role::server, config);
+  return catalog;
+}
+
+}  // namespace
+
+struct Server::State final : FabricListener {
+  State(const Config& config, std::string_view catalog_json)
+      : config(config),
+        catalog(checked_catalog(config, catalog_json)),
+        landing(make_landing(config.landing, catalog)),
+        event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+    if (event.get() < 0) throw Error(Code::unavailable, "eventfd: the process has no free file descriptor");
+    Loop::Hooks hooks;
+    hooks.act = [this](ServerAction& action) { act(action); };
+    hooks.tick = []() -> ServerEvent { return ServerTick{}; };
+    hooks.published = [this](const ServerView& view) { announce(view); };
+    const Join join = make_join(config, catalog, config.landing);
+    loop = std::make_unique<Loop>(config, Secret::load(config.secret_file),
+                                  ServerCore(config, join, catalog, Clock::now()), std::move(hooks));
+    loop->start();
+  }
+  ~State() override {
+    worker.close();
+    loop->stop();
+    landing.reset();
+    fabric.reset();
+  }
+
+  // ---- on the loop's thread ----
+  void act(ServerAction& action) {
+    if (std::holds_alternative<OpenFabric>(action)) {
+      worker.submit([this] { make_card([this] { open(); }); });
+    } else if (auto* verify = std::get_if<Verify>(&action)) {
+      worker.submit([this, order = std::move(*verify)] { verify_version(order); });
+    } else if (std::holds_alternative<TakeShadow>(action)) {
+      worker.submit([this] { make_card([this] { landing->retire(); }); });
+    } else if (std::holds_alternative<FreeRetired>(action)) {
+      worker.submit([this] { landing->free_retired(); });
+    } else if (auto* adopt = std::get_if<AdoptTable>(&action)) {
+      worker.submit([this, taken = std::move(adopt->table)] { table = taken; });
+    }
+  }
+  void announce(const ServerView& view) {
+    if (std::exchange(announced, view.phase) == view.phase && view.fatal.ok()) return;
+    const std::uint64_t one = 1;
+    [[maybe_unused]] const auto written = ::write(event.get(), &one, sizeof one);
+  }
+
+  // ---- on the worker's thread ----
+  void open() {
+    fabric = open_fabric(fabric_options(config), *this);
+    landing->prepare(*fabric);
+    log_info("server {}: UCX {} from {}", config.rank, fabric->facts().library_version, fabric->facts().library_path);
+  }
+  template <class Prepare>
+  void make_card(Prepare&& prepare) {
+    CardMade answer;
+    try {
+      prepare();
+      const Bytes card = fabric->card(landing->regions());
+      answer.card.assign(reinterpret_cast<const std::uint8_t*>(card.data()),
+                         reinterpret_cast<const std::uint8_t*>(card.data()) + card.size());
+      answer.placements = landing->placements();
+    } catch (const Error& error) {
+      answer.status = Status(error.code(), fmt::format("{}: {}", name_of(catalog), error.what()));
+    }
+    loop->post(std::move(answer));
+  }
+  void verify_version(const Verify& order) {
+    const auto start = Clock::now();
+    Verified answer;
+    answer.token = order.token;
+    answer.status = verify_landed(catalog, table, *landing, order.version, order.signals);
+    answer.seconds = seconds_since(start);
+    loop->post(std::move(answer));
+  }
+
+  // ---- on the fabric's thread ----
+  void on_message(std::span<const std::byte> bytes) override {
+    const FabricMessage message = parse_fabric_message(bytes);
+    if (const auto* signal = std::get_if<Signal>(&message)) loop->post(SignalArrived{*signal});
+  }
+  void on_peer_failure(PeerId, const Status&) override {}  // a server connects to nobody
+
+  const Config config;
+  const Catalog catalog;
+  std::unique_ptr<Fabric> fabric;  // of the worker's thread until the end
+  std::unique_ptr<LandingMemory> landing;
+  ServerTable table;  // of the worker's thread
+  FileDescriptor event;
+  ServerPhase announced = ServerPhase::connecting;  // of the loop's thread
+  std::mutex commit_mutex;
+  SerialWorker worker;
+  std::unique_ptr<Loop> loop;
+};
+
+Server::Server(const Config& config, std::string_view catalog_json)
+    : state_(std::make_unique<State>(config, catalog_json)) {}
+
+Server::~Server() = default;
+
+Status Server::wait_connected(Deadline deadline) const {
+  const auto view =
+      state_->loop->wait(deadline, [](const ServerView& now) { return now.phase != ServerPhase::connecting; });
+  if (view) return view->fatal;
+  return {Code::timed_out, fmt::format("{} is not connected: it waits for {}", name_of(state_->catalog),
+                                       state_->loop->view().waiting_for)};
+}
+
+int Server::event_descriptor() const noexcept { return state_->event.get(); }
+
+ServerView Server::state() {
+  std::uint64_t count = 0;
+  [[maybe_unused]] const auto drained = ::read(state_->event.get(), &count, sizeof count);
+  return state_->loop->view();
+}
+
+Status Server::wait(ServerPhase phase, Deadline deadline, ServerView& view) {
+  const std::uint64_t before = state_->loop->view().ended_count;
+  const auto reached = state_->loop->wait(
+      deadline, [&](const ServerView& now) { return now.phase == phase || now.ended_count != before; });
+  if (!reached) {
+    return {Code::timed_out, fmt::format("{} is in phase {}: it waits for {}", name_of(state_->catalog),
+                                         to_string(state_->loop->view().phase), state_->loop->view().waiting_for)};
+  }
+  if (!reached->fatal.ok()) return reached->fatal;
+  view = *reached;
+  return reached->phase == phase ? Status() : reached->ended_status;
+}
+
+Status Server::allow(std::uint64_t version) {
+  const ServerView view = state_->loop->view();
+  if (!view.fatal.ok()) return view.fatal;
+  if (view.phase != ServerPhase::allow_due || view.next_version != version) {
+    return {Code::invalid_argument, fmt::format("{} did not ask to allow version {}: it is in phase {}",
+                                                name_of(state_->catalog), version, to_string(view.phase))};
+  }
+  state_->loop->post(AllowCalled{version});
+  return {};
+}
+
+Status Server::staged(std::uint64_t version, std::string& extents) const {
+  const ServerView view = state_->loop->view();
+  if (!view.fatal.ok()) return view.fatal;
+  if ((view.phase != ServerPhase::ready && view.phase != ServerPhase::commit_due) || view.next_version != version) {
+    return {Code::invalid_argument, fmt::format("{} holds no verified version {}: it is in phase {}",
+                                                name_of(state_->catalog), version, to_string(view.phase))};
+  }
+  auto list = nlohmann::ordered_json::array();
+  for (std::size_t index = 0; index < state_->catalog.entries.size(); ++index) {
+    const Entry& entry = state_->catalog.entries[index];
+    const std::byte* start = state_->landing->region_start(entry.region) + entry.byte_offset;
+    const auto axes = static_cast<std::ptrdiff_t>(entry.box.axes);
+    list.push_back(nlohmann::ordered_json{
+        {"tensor", entry.tensor},
+        {"parameter", entry.parameter},
+        {"entry", index},
+        {"address", reinterpret_cast<std::uint64_t>(start)},
+        {"shape", std::vector(entry.box.extent.begin(), entry.box.extent.begin() + axes)},
+        {"strides_bytes", std::vector(entry.strides_bytes.begin(), entry.strides_bytes.begin() + axes)},
+        {"dtype", entry.is_scales ? std::string_view("fp32_scales") : to_string(entry.recipe)},
+        {"landing", to_string(entry.landing)}});
+  }
+  extents = list.dump();
+  return {};
+}
+
+Status Server::commit(std::uint64_t version, double& stall_ms) {
+  const std::scoped_lock one(state_->commit_mutex);
+  const ServerView view = state_->loop->view();
+  if (!view.fatal.ok()) return view.fatal;
+  if (view.phase != ServerPhase::commit_due || view.next_version != version) {
+    return {Code::invalid_argument,
+            fmt::format("{} was not told to commit version {}: it is in phase {}, version {} is committed",
+                        name_of(state_->catalog), version, to_string(view.phase), view.committed_version)};
+  }
+  const auto start = Clock::now();
+  state_->landing->commit();
+  stall_ms = seconds_since(start) * 1e3;
+  state_->loop->post(CommitDone{version, stall_ms});
+  (void)state_->loop->wait(Deadline::after(Milliseconds(state_->config.times.commit_ms)),
+                           [&](const ServerView& now) { return now.committed_version == version; });
+  return {};
+}
+
+std::string Server::status_json() const {
+  const ServerView view = state_->loop->view();
+  return nlohmann::ordered_json{{"role", "server"},
+                                {"rank", state_->config.rank},
+                                {"replica", state_->config.replica},
+                                {"landing", state_->config.landing},
+                                {"phase", to_string(view.phase)},
+                                {"committed_version", view.committed_version},
+                                {"next_version", view.next_version},
+                                {"torn", view.torn},
+                                {"verify_s", view.verify_seconds},
+                                {"stall_ms", view.stall_ms},
+                                {"ended", view.ended},
+                                {"ended_because", view.ended_status.message()},
+                                {"waiting_for", view.waiting_for},
+                                {"error", view.fatal.message()}}
+      .dump();
+}
+
+}  // namespace weightcast

@@ -1,0 +1,289 @@
+#include "plugin/trainer.h"
+
+#include <fmt/format.h>
+
+#include <atomic>
+#include <map>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <set>
+#include <utility>
+
+#include "plugin/controller.h"
+#include "plugin/fabric_options.h"
+#include "plugin/incarnation.h"
+#include "plugin/member_loop.h"
+#include "plugin/pipeline.h"
+#include "plugin/serial_worker.h"
+#include "plugin/trainer_core.h"
+
+namespace weightcast {
+namespace {
+
+using Loop = MemberLoop<TrainerCore, TrainerEvent, TrainerAction, TrainerView>;
+
+Catalog checked_catalog(const Config& config, std::string_view json) {
+  Catalog catalog = parse_catalog(json, fmt::format("catalog of trainer {}", config.rank));
+  check_identity(catalog, Role::trainer, config);
+  return catalog;
+}
+
+}  // namespace
+
+struct Trainer::State final : FabricListener {
+  State(const Config& config, std::string_view catalog_json)
+      : config(config), catalog(checked_catalog(config, catalog_json)), secret(Secret::load(config.secret_file)) {
+    if (config.controller.embedded && config.rank == 0) controller.emplace(config);
+    Loop::Hooks hooks;
+    hooks.act = [this](TrainerAction& action) { act(action); };
+    hooks.tick = [this]() -> TrainerEvent { return TrainerTick{pipeline_bytes()}; };
+    const Join join = make_join(config, catalog, "");
+    loop = std::make_unique<Loop>(config, secret, TrainerCore(config, join, Clock::now()), std::move(hooks));
+    loop->start();
+  }
+  ~State() override {
+    if (Pipeline* running = pipeline_now.load()) running->close();
+    worker.close();  // nothing is in flight then, so leaving is safe
+    loop->stop();
+    pipeline.reset();
+    fabric.reset();
+  }
+
+  // ---- on the loop's thread ----
+  void act(TrainerAction& action) {
+    if (std::holds_alternative<OpenFabric>(action)) {
+      worker.submit([this] { open(); });
+    } else if (auto* link = std::get_if<Link>(&action)) {
+      worker.submit([this, offer = std::move(link->offer)] { make_links(offer); });
+    } else if (const auto* move = std::get_if<Move>(&action)) {
+      token = move->token;
+      worker.submit([this, order = *move] { run(order); });
+    } else if (const auto* stop = std::get_if<StopMoving>(&action)) {
+      if (Pipeline* running = pipeline_now.load()) running->stop(token, stop->why);
+    } else if (const auto* drop = std::get_if<DropServers>(&action)) {
+      Pipeline* running = pipeline_now.load();
+      for (const std::uint32_t server : drop->servers) {
+        if (running != nullptr) running->drop(server);
+      }
+    } else if (const auto* lease = std::get_if<SetLease>(&action)) {
+      if (Fabric* open_now = fabric_now.load()) open_now->set_lease(lease->until);
+    }
+  }
+  [[nodiscard]] std::uint64_t pipeline_bytes() const {
+    const Pipeline* running = pipeline_now.load();
+    return running == nullptr ? 0 : running->bytes_done();
+  }
+
+  // ---- on the worker's thread ----
+  void open() {
+    FabricOpened answer;
+    try {
+      fabric = open_fabric(fabric_options(config), *this);
+      fabric->set_lease(Clock::now());  // no put before the controller's first heartbeat
+      std::vector<RegionId> regions;
+      for (const Region& region : catalog.regions) {
+        regions.push_back(
+            fabric->register_memory({reinterpret_cast<std::byte*>(region.address), region.bytes, region.kind}));
+      }
+      pipeline = std::make_unique<Pipeline>(config, *fabric, catalog, std::move(regions));
+      pipeline_now = pipeline.get();
+      fabric_now = fabric.get();
+      const Bytes card = fabric->card({});
+      answer.card.assign(reinterpret_cast<const std::uint8_t*>(card.data()),
+                         reinterpret_cast<const std::uint8_t*>(card.data()) + card.size());
+      log_info("trainer {}: UCX {} from {}", config.rank, fabric->facts().library_version,
+               fabric->facts().library_path);
+    } catch (const Error& error) {
+      answer.status = error.status();
+    }
+    loop->post(std::move(answer));
+  }
+
+  struct KnownPeer {
+    PeerId id = 0;
+    std::uint64_t incarnation = 0;
+    std::vector<std::uint8_t> card;
+    bool failed = false;
+  };
+  using PeerName = std::pair<Role, std::uint32_t>;
+
+  void make_links(const TableOffer& offer) {
+    const auto start = Clock::now();
+    Linked answer;
+    answer.generation = offer.generation;
+    try {
+      TrainerTable table = decode_trainer_table(offer.table, catalog);
+      std::set<PeerName> needed;
+      for (const TrainerStep& step : table.steps) {
+        for (const TargetExtent& target : step.targets) needed.insert({Role::server, target.server});
+      }
+      for (const TrainerScaleStep& step : table.scale_steps) {
+        for (const TargetExtent& target : step.targets) needed.insert({Role::server, target.server});
+      }
+      for (const AmaxExchange& exchange : table.amax_out) needed.insert({Role::trainer, exchange.to});
+      forget_all_but(needed, offer);
+      Routes routes;
+      const Deadline deadline = Deadline::after(Milliseconds(config.times.join_ms));
+      for (const PeerCard& peer : offer.peers) {
+        if (!needed.contains({peer.role, peer.rank})) continue;
+        const PeerId id = link_to(peer, deadline);
+        auto& routes_of_role = peer.role == Role::server ? routes.servers : routes.trainers;
+        routes_of_role[peer.rank] = {id, peer.placements};
+        const PeerFacts facts = fabric->peer_facts(id);
+        answer.paths.push_back(fmt::format("{} over {}", facts.name, facts.path));
+      }
+      pipeline->adopt(std::move(table), std::move(routes));
+    } catch (const Error& error) {
+      answer.status = error.status();
+    }
+    answer.first_contact_s = seconds_since(start);
+    loop->post(std::move(answer));
+  }
+
+  // Disconnects whom the new plan does not need, who came back as another process or card, or whose link failed.
+  void forget_all_but(const std::set<PeerName>& needed, const TableOffer& offer) {
+    std::vector<PeerId> stale;
+    {
+      const std::scoped_lock lock(peers_mutex);
+      for (auto it = peers.begin(); it != peers.end();) {
+        bool keep = needed.contains(it->first) && !it->second.failed;
+        for (const PeerCard& peer : offer.peers) {
+          if (PeerName(peer.role, peer.rank) != it->first) continue;
+          keep = keep && peer.incarnation == it->second.incarnation && peer.card == it->second.card;
+        }
+        if (!keep) stale.push_back(it->second.id);
+        it = keep ? std::next(it) : peers.erase(it);
+      }
+    }
+    for (const PeerId id : stale) fabric->disconnect(id);
+  }
+
+  PeerId link_to(const PeerCard& peer, Deadline deadline) {
+    const PeerName name{peer.role, peer.rank};
+    {
+      const std::scoped_lock lock(peers_mutex);
+      if (const auto known = peers.find(name); known != peers.end()) return known->second.id;
+    }
+    const auto* card = reinterpret_cast<const std::byte*>(peer.card.data());
+    const PeerId id =
+        fabric->connect(fmt::format("{} {}", to_string(peer.role), peer.rank), {card, peer.card.size()}, deadline);
+    const std::scoped_lock lock(peers_mutex);
+    peers[name] = {id, peer.incarnation, peer.card, false};
+    return id;
+  }
+
+  void run(const Move& order) {
+    const MoveResult result = pipeline->move(order.version, order.token);
+    if (result.cut_off) {
+      const std::scoped_lock lock(peers_mutex);
+      for (auto& [name, peer] : peers) peer.failed = true;
+    }
+    loop->post(Moved{order.version, order.token, result.status, result.bytes, result.seconds, result.cast_seconds,
+                     result.cut_off});
+  }
+
+  // ---- on the fabric's thread ----
+  void on_message(std::span<const std::byte> bytes) override {
+    const FabricMessage message = parse_fabric_message(bytes);
+    const auto* amax = std::get_if<AmaxValues>(&message);
+    Pipeline* running = pipeline_now.load();
+    if (amax != nullptr && running != nullptr) running->on_amax(*amax);
+  }
+  void on_peer_failure(PeerId id, const Status& cause) override {
+    const std::scoped_lock lock(peers_mutex);
+    for (auto& [name, peer] : peers) {
+      if (peer.id != id || std::exchange(peer.failed, true)) continue;
+      loop->post(PeerFailed{name.first, name.second, cause.message()});
+    }
+  }
+
+  const Config config;
+  const Catalog catalog;
+  const Secret secret;
+  std::optional<Controller> controller;
+  std::unique_ptr<Fabric> fabric;      // of the worker's thread until the end
+  std::unique_ptr<Pipeline> pipeline;  // likewise
+  std::atomic<Fabric*> fabric_now{nullptr};
+  std::atomic<Pipeline*> pipeline_now{nullptr};
+  std::mutex peers_mutex;
+  std::map<PeerName, KnownPeer> peers;  // guarded by peers_mutex
+  std::uint64_t token = 0;              // of the last Move; of the loop's thread
+  SerialWorker worker;
+  std::unique_ptr<Loop> loop;
+  std::mutex push_mutex;  // one push at a time
+  std::atomic<std::uint64_t> tickets{0};
+};
+
+Trainer::Trainer(const Config& config, std::string_view catalog_json)
+    : state_(std::make_unique<State>(config, catalog_json)) {}
+
+Trainer::~Trainer() = default;
+
+Status Trainer::wait_connected(Deadline deadline) const {
+  const auto view = state_->loop->wait(deadline, [](const TrainerView& now) { return now.connected; });
+  if (view) return view->fatal;
+  return {Code::timed_out, fmt::format("trainer {} is not connected: it waits for {}", state_->config.rank,
+                                       state_->loop->view().waiting_for)};
+}
+
+Status Trainer::push(std::uint64_t version) {
+  const std::unique_lock one(state_->push_mutex, std::try_to_lock);
+  const TrainerView before = state_->loop->view();
+  if (!before.fatal.ok()) return before.fatal;
+  if (!one.owns_lock() || before.pushing != 0) {
+    return {Code::invalid_argument, fmt::format("trainer {} still pushes version {}: wait() for it before version {}",
+                                                state_->config.rank, before.pushing, version)};
+  }
+  if (version == 0) return {Code::invalid_argument, "versions begin at 1; 0 is what the engine loaded itself"};
+  const std::uint64_t ticket = ++state_->tickets;
+  const auto& times = state_->config.times;
+  const auto released = [&](const TrainerView& view) { return view.push_ticket == ticket && view.released == version; };
+  state_->loop->post(PushCalled{version, ticket});
+  // The controller bounds the update; this bound is for when there is none.
+  const Milliseconds bound(times.update_ms + 2 * times.death_busy_ms);
+  auto view = state_->loop->wait(Deadline::after(bound), released);
+  if (!view) {
+    const Status why(Code::timed_out,
+                     fmt::format("trainer {}, version {}: not sent within {} ms: it waits for {}", state_->config.rank,
+                                 version, bound.count(), state_->loop->view().waiting_for));
+    state_->loop->post(PushCancelled{version, why});
+    view = state_->loop->wait(Deadline::after(bound), released);
+    if (!view) return why;
+  }
+  if (!view->fatal.ok()) return view->fatal;
+  return view->ended == version ? view->ended_status : Status();
+}
+
+Status Trainer::wait(std::uint64_t version, Deadline deadline, std::string& report) const {
+  const TrainerView before = state_->loop->view();
+  if (before.fatal.ok() && before.pushing != version && before.ended != version) {
+    return {Code::invalid_argument, fmt::format("trainer {} has not pushed version {}", state_->config.rank, version)};
+  }
+  const auto view = state_->loop->wait(deadline, [&](const TrainerView& now) { return now.ended == version; });
+  if (!view) {
+    return {Code::timed_out, fmt::format("trainer {}, version {}: waits for {}", state_->config.rank, version,
+                                         state_->loop->view().waiting_for)};
+  }
+  if (!view->fatal.ok()) return view->fatal;
+  if (view->ended_status.ok()) report = view->report;
+  return view->ended_status;
+}
+
+std::string Trainer::status_json() const {
+  const TrainerView view = state_->loop->view();
+  nlohmann::ordered_json status{{"role", "trainer"},
+                                {"rank", state_->config.rank},
+                                {"connected", view.connected},
+                                {"first_contact_s", view.first_contact_s},
+                                {"paths", view.paths},
+                                {"pushing", view.pushing},
+                                {"released", view.released},
+                                {"ended", view.ended},
+                                {"waiting_for", view.waiting_for},
+                                {"error", view.fatal.message()}};
+  if (state_->controller) status["controller"] = nlohmann::ordered_json::parse(state_->controller->status_json());
+  return status.dump();
+}
+
+}  // namespace weightcast
