@@ -194,7 +194,7 @@ void ControllerCore::on_member_message(const RankKey& key, Member& member, const
       lose(key, failed->text, false);
     }
   } else if (std::holds_alternative<Leave>(message)) {
-    lose(key, "it left", false);
+    lose(key, kLeft, false);
   }
 }
 
@@ -204,7 +204,7 @@ void ControllerCore::lose(RankKey key, const std::string& why, bool could_still_
   const Member gone = std::move(it->second);
   by_connection_.erase(gone.connection);
   members_.erase(it);
-  note(true, "{} is out: {}", name_of(gone.catalog), why);
+  note(why != kLeft, "{} is out: {}", name_of(gone.catalog), why);
   membership_changed_ = membership_changed_ || gone.active || gone.card;
   if (in_update() && gone.active) {
     if (key.role == Role::server) {

@@ -67,6 +67,7 @@ struct Trainer::State final : FabricListener {
         if (running != nullptr) running->drop(server);
       }
     } else if (const auto* lease = std::get_if<SetLease>(&action)) {
+      lease_until = lease->until;
       if (Fabric* open_now = fabric_now.load()) open_now->set_lease(lease->until);
     }
   }
@@ -80,7 +81,7 @@ struct Trainer::State final : FabricListener {
     FabricOpened answer;
     try {
       fabric = open_fabric(fabric_options(config), *this);
-      fabric->set_lease(Clock::now());  // no put before the controller's first heartbeat
+      fabric->set_lease(lease_until);
       std::vector<RegionId> regions;
       for (const Region& region : catalog.regions) {
         regions.push_back(
@@ -89,6 +90,7 @@ struct Trainer::State final : FabricListener {
       pipeline = std::make_unique<Pipeline>(config, *fabric, catalog, std::move(regions));
       pipeline_now = pipeline.get();
       fabric_now = fabric.get();
+      fabric->set_lease(lease_until);  // again: it may have been renewed before fabric_now was seen
       const Bytes card = fabric->card({});
       answer.card.assign(reinterpret_cast<const std::uint8_t*>(card.data()),
                          reinterpret_cast<const std::uint8_t*>(card.data()) + card.size());
@@ -205,6 +207,7 @@ struct Trainer::State final : FabricListener {
   std::unique_ptr<Fabric> fabric;      // of the worker's thread until the end
   std::unique_ptr<Pipeline> pipeline;  // likewise
   std::atomic<Fabric*> fabric_now{nullptr};
+  std::atomic<Clock::time_point> lease_until{Clock::time_point{}};  // no put before the controller's first answer
   std::atomic<Pipeline*> pipeline_now{nullptr};
   std::mutex peers_mutex;
   std::map<PeerName, KnownPeer> peers;  // guarded by peers_mutex

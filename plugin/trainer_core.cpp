@@ -207,8 +207,9 @@ void TrainerCore::beat(std::uint64_t bytes_done) {
 void TrainerCore::on_tick(std::uint64_t bytes_done) {
   if (!view_.fatal.ok()) return;
   const bool busy = moving_ || view_.pushing != 0;
+  const bool puts = busy || phase_ == Phase::linking;  // first contact puts too, and needs a lease
   const auto& times = config_.times;
-  if (now_ - last_beat_ >= Milliseconds(busy ? times.heartbeat_busy_ms : times.heartbeat_idle_ms)) {
+  if (now_ - last_beat_ >= Milliseconds(puts ? times.heartbeat_busy_ms : times.heartbeat_idle_ms)) {
     beat(bytes_done);
   }
   const Milliseconds bound(busy ? times.death_busy_ms : times.death_idle_ms);

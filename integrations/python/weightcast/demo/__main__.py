@@ -209,11 +209,11 @@ class Demo:
         outcome = self.outcome
         print(self._routes)
         table = Table(title="updates")
-        for column in ("version", "bytes", "transfer s", "GB/s", "of the bound", "cast s", "verify s", "stall ms", "control bytes"):
+        for column in ("version", "MB", "transfer s", "GB/s", "of the bound", "cast s", "verify s", "stall ms", "control bytes"):
             table.add_column(column, justify="right")
         for update in outcome.updates:
             seconds = update["transfer_s"]
-            table.add_row(str(update["version"]), str(update["bytes"]), f"{seconds:.3f}", f"{update['bytes'] / seconds / 1e9:.2f}",
+            table.add_row(str(update["version"]), f"{update['bytes'] / 1e6:.1f}", f"{seconds:.3f}", f"{update['bytes'] / seconds / 1e9:.2f}",
                           f"{seconds / outcome.bound_s:.1f} x", f"{update['cast_s']:.3f}", f"{update['verify_s']:.3f}",
                           f"{update['stall_ms']:.1f}", str(update["control_bytes"]))  # fmt: skip
         self._console.print(table)
@@ -240,7 +240,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 110)
     try:
         report = options.json.open("w") if options.json else None
     except OSError as error:
