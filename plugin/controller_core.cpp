@@ -10,6 +10,7 @@ namespace weightcast {
 namespace {
 
 constexpr std::uint32_t kConnectAttempts = 3;
+constexpr const char* kLeft = "it left";
 
 RankKey key_of(const Join& join) { return {join.role, join.rank}; }
 
