@@ -123,9 +123,10 @@ void ControllerCore::on_join(const std::string& connection, const Join& join) {
   if (key.role == Role::trainer) quiet_.insert(join.incarnation);  // a join says that nothing is in flight
   if (const auto known = members_.find(key); known != members_.end()) {
     if (known->second.join.incarnation != join.incarnation) {
-      pending_[key] = {connection, join};  // until the one that holds the rank is heard of, or counted dead
+      pending_[key] = {connection, join, now_};  // until the one that holds the rank is heard of, or counted dead
       return;
     }
+    refuse_rival(key);  // else it would be let in while this one is lost and joins again
     lose(key, "it joined again", false);
   }
   if (const auto same = by_connection_.find(connection); same != by_connection_.end()) {
@@ -154,14 +155,9 @@ void ControllerCore::on_member_message(const RankKey& key, Member& member, const
   if (const auto* heartbeat = std::get_if<Heartbeat>(&message)) {
     member.bytes_done = heartbeat->bytes_done;
     send(member, Echo{heartbeat->sent_ms});
-    if (const auto rival = pending_.find(key); rival != pending_.end()) {
-      actions_.push_back(SendFrame{
-          rival->second.connection,
-          Refused{Code::refused, fmt::format("{} is held by another live process: give this one another rank, or "
-                                             "end that one first",
-                                             to_string(key))}});
-      pending_.erase(rival);
-    }
+    const auto rival = pending_.find(key);
+    const Milliseconds sent_since(config_.times.heartbeat_idle_ms);  // not under way before its sender died
+    if (rival != pending_.end() && now_ - rival->second.since >= sent_since) refuse_rival(key);
   } else if (const auto* card = std::get_if<CardOffer>(&message)) {
     member.card = *card;
     membership_changed_ = true;
@@ -197,6 +193,16 @@ void ControllerCore::on_member_message(const RankKey& key, Member& member, const
   } else if (std::holds_alternative<Leave>(message)) {
     lose(key, kLeft, false);
   }
+}
+
+// The process that holds the rank lives: another one that claims it is turned away.
+void ControllerCore::refuse_rival(const RankKey& key) {
+  const auto rival = pending_.find(key);
+  if (rival == pending_.end()) return;
+  const std::string text = fmt::format(
+      "{} is held by another live process: give this one another rank, or end that one first", to_string(key));
+  actions_.push_back(SendFrame{rival->second.connection, Refused{Code::refused, text}});
+  pending_.erase(rival);
 }
 
 void ControllerCore::lose(RankKey key, const std::string& why, bool could_still_write) {
@@ -326,31 +332,35 @@ void ControllerCore::consider_plan() {
   actions_.push_back(std::move(request));
 }
 
-// Whether the decided version is this replica's, too: one of its ranks was told so, or all have verified it.
-bool ControllerCore::rolls_forward(std::uint32_t replica) const {
+// Whether a version that some rank of this replica has ready is the replica's to commit: one of its ranks was told so
+// (later versions may have been decided without it), or another replica was and all ranks of this one have verified it.
+bool ControllerCore::rolls_forward(std::uint32_t replica, std::uint64_t version) const {
   std::uint32_t holders = 0;
   for (const auto& [key, member] : members_) {
     if (key.role != Role::server || member.catalog.replica != replica) continue;
     const Join& join = member.join;
-    if (join.committed_version == decided_version_ || join.decided_version == decided_version_) return true;
-    holders += join.ready_version == decided_version_ ? 1 : 0;
+    if (join.committed_version == version || join.decided_version == version) return true;
+    holders += join.ready_version == version ? 1 : 0;
   }
-  return holders == config_.controller.servers_per_replica;
+  return version == decided_version_ && holders == config_.controller.servers_per_replica;
 }
 
-// Settles what servers had ready when they joined. A version that any rank was told to commit is decided: replicas
-// that can follow do, every other ready version is given up. (This controller is new, or these ranks were out.)
+// Settles what servers had ready when they joined: it is committed where it was decided, and given up elsewhere.
+// (This controller is new, or these ranks were out.)
 void ControllerCore::roll_forward() {
-  std::set<std::uint32_t> following;
+  std::set<RankKey> following;
   for (const auto& [key, member] : members_) {
-    if (key.role == Role::server && rolls_forward(member.catalog.replica)) following.insert(member.catalog.replica);
+    if (key.role == Role::server && rolls_forward(member.catalog.replica, member.join.ready_version)) {
+      following.insert(key);
+    }
   }
   for (auto& [key, member] : members_) {
     const std::uint64_t ready = member.join.ready_version;
     if (key.role != Role::server || ready == 0) continue;
-    if (ready == decided_version_ && following.contains(member.catalog.replica)) {
+    if (following.contains(key)) {
       note(false, "{} rolls forward to version {}", name_of(member.catalog), ready);
       send(member, Commit{ready});
+      member.join.decided_version = ready;
     } else {
       send(member, Abort{ready, 0, Code::aborted,
                          fmt::format("version {} was not decided for replica {}; version {} stands", ready,

@@ -104,6 +104,7 @@ class ControllerCore {
   struct PendingJoin {
     std::string connection;
     Join join;
+    Clock::time_point since;
   };
   struct Update {
     std::uint64_t version = 0;
@@ -127,13 +128,14 @@ class ControllerCore {
   void admit(const std::string& connection, const Join& join, Catalog catalog);
   void on_member_message(const RankKey& key, Member& member, const Message& message);
   void lose(RankKey key, const std::string& why, bool could_still_write);
+  void refuse_rival(const RankKey& key);
   void on_tick();
   void consider_plan();
   [[nodiscard]] std::string missing_ranks() const;
   [[nodiscard]] bool everyone_joined() const;
   [[nodiscard]] bool choose_active();
   void roll_forward();
-  [[nodiscard]] bool rolls_forward(std::uint32_t replica) const;
+  [[nodiscard]] bool rolls_forward(std::uint32_t replica, std::uint64_t version) const;
   void on_plan(const PlanMade& plan);
   void on_connected(Member& member, const Connected& connected);
   void connect_failed(const std::string& text);

@@ -166,6 +166,7 @@ void ControllerCore::commit_replica(std::uint32_t replica) {
   each_active(Role::server, [&](const RankKey&, Member& member) {
     if (member.catalog.replica != replica || member.commit_told) return;
     member.commit_told = true;
+    member.join.decided_version = update_->version;
     send(member, Commit{update_->version});
     decided_version_ = std::max(decided_version_, update_->version);
   });
