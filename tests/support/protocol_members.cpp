@@ -77,9 +77,9 @@ void World::put_next(Process& process, std::uint64_t version, std::uint64_t toke
   }
   // From here to the landing the put is in flight: a process that is stopped here completes it when it continues.
   const Stamp stamp{version, token, process.content};
-  at_process(process, between(1, 40), [=, this, &process, put = target] {
+  at_process(process, mostly_between(1, 40), [=, this, &process, put = target] {
     land(put, process.key.rank, stamp);
-    at(between(0, 10), [=, this, &process] { signal(process, put, stamp); });
+    at(mostly_between(0, 10), [=, this, &process] { signal(process, put, stamp); });
     at_process(process, between(1, 15), [=, this, &process] { put_next(process, version, token, index + 1); });
   });
 }
@@ -114,7 +114,7 @@ void World::drive_push(Process& process) {
   const std::uint64_t version = process.app_version;
   if (!view.fatal.ok()) {
     kill(process);
-    if (current(process.key) == &process) at(Milliseconds(300), [this, key = process.key] { start_process(key); });
+    restart(process.key, Milliseconds(300));
     return;
   }
   if (version == 0) {
@@ -183,7 +183,7 @@ void World::take_memory(Process& process) {
 }
 
 void World::verify(Process& process, const Verify& order) {
-  at_process(process, between(1, 20), [this, &process, order] {
+  at_process(process, mostly_between(1, 20), [this, &process, order] {
     Memory& memory = memories_[process.memory];
     for (const Signal& signal : order.signals) {
       const Stamp& stamp = memory.parts[signal.trainer];
@@ -202,7 +202,7 @@ void World::drive_host(Process& process) {
   const ServerView& view = process.server->view();
   if (!view.fatal.ok()) {
     kill(process);
-    if (current(process.key) == &process) at(Milliseconds(300), [this, key = process.key] { start_process(key); });
+    restart(process.key, Milliseconds(300));
     return;
   }
   if (view.phase == ServerPhase::allow_due && chance(0.5)) server_event(process, AllowCalled{view.next_version});

@@ -117,6 +117,11 @@ Milliseconds World::between(std::int64_t least_ms, std::int64_t most_ms) {
   return Milliseconds(std::uniform_int_distribution<std::int64_t>(least_ms, most_ms)(random_));
 }
 
+Milliseconds World::mostly_between(std::int64_t least_ms, std::int64_t most_ms) {
+  const bool slow = options_.faults && !is_calm_ && chance(0.03);
+  return slow ? between(most_ms, most_ms + 400) : between(least_ms, most_ms);
+}
+
 // ---- processes and connections ----
 
 void World::start_controller() {
@@ -171,8 +176,12 @@ Process* World::current(RankKey key) {
 
 void World::send_up(Process& process, const Message& message) {
   const auto least = process.outbox.empty() ? now_ : process.outbox.back().arrives;
-  process.outbox.push_back({std::max(least, now_ + between(0, 8)), controller_ ? epoch_ : 0, message});
+  process.outbox.push_back({std::max(least, now_ + mostly_between(0, 8)), controller_ ? epoch_ : 0, message});
   at(process.outbox.back().arrives - now_, [this, &process] { deliver_up(process); });
+}
+
+std::string World::connection_of(const Process& process) const {
+  return fmt::format("{}.{}.{}", process.incarnation, epoch_, process.connection);
 }
 
 // Frames under way to a controller that dies are lost; those that were sent while there was none wait for the next.
@@ -183,7 +192,7 @@ void World::deliver_up(Process& process) {
     if (!lost && !controller_) return;
     process.outbox.pop_front();
     if (lost || (frame.epoch != 0 && !controller_)) continue;
-    const std::string connection = fmt::format("{}.{}", process.incarnation, epoch_);
+    const std::string connection = connection_of(process);
     connections_[connection] = &process;
     controller_event(FrameArrived{connection, frame.message});
   }
@@ -205,10 +214,14 @@ void World::controller_event(const ControllerEvent& event) {
   for (const ControllerAction& action : controller_->on(event, now_)) {
     if (const auto* send = std::get_if<SendFrame>(&action)) {
       Process& process = *connections_.at(send->connection);
-      if (!process.alive) continue;
+      if (!process.alive || send->connection != connection_of(process)) continue;
       const auto least = process.inbox.empty() ? now_ : process.inbox.back().arrives;
-      process.inbox.push_back({std::max(least, now_ + between(0, 8)), epoch_, send->message});
+      process.inbox.push_back({std::max(least, now_ + mostly_between(0, 8)), epoch_, send->message});
       at(process.inbox.back().arrives - now_, [this, &process] { deliver_down(process); });
+      if (std::holds_alternative<Commit>(send->message) && options_.faults && !is_calm_ && chance(0.02)) {
+        reset_connection(process);
+      }
+      crash_after(send->message);
     } else if (const auto* plan = std::get_if<MakePlan>(&action)) {
       make_plan(*plan);
     } else {
@@ -253,6 +266,12 @@ void World::kill(Process& process) {
   if (process.server) replaced_.insert(process.key.rank);
 }
 
+void World::restart(RankKey key, Milliseconds delay) {
+  at(delay, [this, key] {
+    if (!current(key)->alive) start_process(key);
+  });
+}
+
 void World::stop(Process& process, Milliseconds how_long) {
   say(fmt::format("{} ({}) is stopped for {} ms", to_string(process.key), process.incarnation, how_long.count()));
   process.stopped = true;
@@ -269,9 +288,29 @@ void World::crash_controller() {
   if (!controller_) return;
   say("the controller is killed");
   controller_.reset();
+  for (const auto& process : processes_) {  // what had not left it yet is lost
+    if (!chance(0.5)) continue;
+    while (!process->inbox.empty() && process->inbox.back().epoch == epoch_) process->inbox.pop_back();
+  }
   at(between(50, 1500), [this] {
     if (!controller_) start_controller();
   });
+}
+
+// What is under way is lost both ways; the controller sees another connection from here on.
+void World::reset_connection(Process& process) {
+  say(fmt::format("the connection of {} ({}) is reset", to_string(process.key), process.incarnation));
+  ++process.connection;
+  process.inbox.clear();
+  process.outbox.clear();
+}
+
+// The moments that matter most.
+void World::crash_after(const Message& message) {
+  if (!options_.faults || is_calm_) return;
+  const bool decides = std::holds_alternative<Commit>(message) || std::holds_alternative<Done>(message) ||
+                       std::holds_alternative<Abort>(message);
+  if (decides && chance(0.01)) at(between(0, 3), [this] { crash_controller(); });
 }
 
 void World::fault() {
@@ -284,11 +323,10 @@ void World::fault() {
                     std::uniform_int_distribution<std::uint32_t>(0, count - 1)(random_)};
   Process& victim = *current(key);
   if (!victim.alive || victim.stopped) return;
+  if (kind == 2) return reset_connection(victim);
   if (kind < 5) {
     kill(victim);
-    at(between(20, 1500), [this, key] {
-      if (!current(key)->alive) start_process(key);
-    });
+    restart(key, between(20, 1500));
   } else if (kind < 9 || !trainer || options_.in_place) {
     stop(victim, between(20, 3000));
   } else {  // another process takes the rank while this one is stopped, and this one continues later

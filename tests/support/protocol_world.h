@@ -69,6 +69,7 @@ struct Process {
   bool stopped = false;
   std::vector<std::function<void()>> deferred;
   std::deque<Frame> outbox, inbox;  // to and from the controller
+  std::uint64_t connection = 1;     // counts them
   std::unique_ptr<TrainerCore> trainer;
   std::unique_ptr<ServerCore> server;
   // a trainer's
@@ -103,6 +104,8 @@ class World {
   void at_process(Process& process, Clock::duration delay, std::function<void()> what);
   void run_until(Clock::time_point end, const std::function<bool()>& done);
   Milliseconds between(std::int64_t least_ms, std::int64_t most_ms);
+  // As between(), but until calm now and then much longer.
+  Milliseconds mostly_between(std::int64_t least_ms, std::int64_t most_ms);
   bool chance(double probability) { return std::uniform_real_distribution<>(0, 1)(random_) < probability; }
   // processes and connections
   void start_controller();
@@ -110,6 +113,7 @@ class World {
   void tick(Process& process);
   void controller_event(const ControllerEvent& event);
   void send_up(Process& process, const Message& message);
+  [[nodiscard]] std::string connection_of(const Process& process) const;
   void deliver_up(Process& process);
   void deliver_down(Process& process);
   void make_plan(const MakePlan& request);
@@ -134,8 +138,11 @@ class World {
   void calm();
   void check_agreement(bool also_replaced);
   void kill(Process& process);
+  void restart(RankKey key, Milliseconds delay);
   void stop(Process& process, Milliseconds how_long);
   void crash_controller();
+  void crash_after(const Message& message);
+  void reset_connection(Process& process);
   void expect(bool holds, const std::string& rule);
   void say(const std::string& line);
 
