@@ -215,7 +215,7 @@ void ControllerCore::lose(RankKey key, const std::string& why, bool could_still_
   membership_changed_ = membership_changed_ || gone.active || gone.card;
   if (in_update() && gone.active) {
     if (key.role == Role::server) {
-      if (update_->replicas.contains(gone.catalog.replica)) {
+      if (!gone.committed && update_->replicas.contains(gone.catalog.replica)) {
         drop_replica(gone.catalog.replica, key.rank, fmt::format("server {} is out: {}", key.rank, why));
       }
     } else if (!gone.sent && !gone.quiesced) {

@@ -109,28 +109,23 @@ class Staged final : public LandingMemory {
           const std::uint64_t offset =
               byte_at(entry, view.origin) +
               static_cast<std::uint64_t>(row * row_stride(entry.strides_bytes, entry.box.axes));
-          add_copy({live_start(catalog_, entry.region) + offset, offsets_[entry.region] + offset, row_bytes});
+          append(copies_, {live_start(catalog_, entry.region) + offset, offsets_[entry.region] + offset, row_bytes});
         }
       });
     }
     std::sort(copies_.begin(), copies_.end(),
               [](const Copy& a, const Copy& b) { return a.shadow_offset < b.shadow_offset; });
     std::vector<Copy> merged;
-    for (const Copy& copy : copies_) {
-      if (!merged.empty() && merged.back().live + merged.back().bytes == copy.live &&
-          merged.back().shadow_offset + merged.back().bytes == copy.shadow_offset) {
-        merged.back().bytes += copy.bytes;
-      } else {
-        merged.push_back(copy);
-      }
-    }
+    for (const Copy& copy : copies_) append(merged, copy);
     copies_ = std::move(merged);
   }
-  void add_copy(const Copy& copy) {
-    if (!copies_.empty() && copies_.back().shadow_offset + copies_.back().bytes == copy.shadow_offset) {
-      copies_.back().bytes += copy.bytes;
+  // Joins what is adjacent on both sides: regions may touch in the shadow and be far apart in the engine.
+  static void append(std::vector<Copy>& copies, const Copy& copy) {
+    if (!copies.empty() && copies.back().shadow_offset + copies.back().bytes == copy.shadow_offset &&
+        copies.back().live + copies.back().bytes == copy.live) {
+      copies.back().bytes += copy.bytes;
     } else {
-      copies_.push_back(copy);
+      copies.push_back(copy);
     }
   }
 
