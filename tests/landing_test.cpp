@@ -1,0 +1,141 @@
+// Landing memory: what commit copies, and what a retired shadow is kept for. On a fabric that is only memory.
+#include "plugin/landing.h"
+
+#include <doctest/doctest.h>
+
+#include <cstring>
+#include <map>
+#include <vector>
+
+namespace weightcast {
+namespace {
+
+class MemoryFabric final : public Fabric {
+ public:
+  const FabricFacts& facts() const override { return facts_; }
+  RegionId register_memory(MemorySpan memory) override {
+    spans_[next_] = memory;
+    return next_++;
+  }
+  RegionId allocate(std::uint64_t bytes) override {
+    auto& memory = owned_[next_];
+    memory.resize(bytes);
+    return register_memory({memory.data(), bytes, MemoryKind::host});
+  }
+  MemorySpan memory(RegionId region) const override { return spans_.at(region); }
+  void release(RegionId region) override {
+    REQUIRE(spans_.erase(region) == 1);
+    owned_.erase(region);
+  }
+  Bytes card(std::span<const RegionId>) const override { return {}; }
+  PeerId connect(const std::string&, std::span<const std::byte>, Deadline) override { return 0; }
+  PeerFacts peer_facts(PeerId) const override { return {}; }
+  void disconnect(PeerId) override {}
+  Status put(const Put&, Deadline) override { return {}; }
+  Status signal(PeerId, std::span<const std::byte>, Tally*, Deadline) override { return {}; }
+  Status send(PeerId, std::span<const std::byte>, Tally*, Deadline) override { return {}; }
+  void set_lease(Clock::time_point) noexcept override {}
+  void set_active(bool) noexcept override {}
+  [[nodiscard]] std::size_t regions() const { return spans_.size(); }
+
+ private:
+  FabricFacts facts_;
+  RegionId next_ = 0;
+  std::map<RegionId, MemorySpan> spans_;
+  std::map<RegionId, std::vector<std::byte>> owned_;
+};
+
+constexpr std::int64_t kColumns = 2048;  // a region of two rows in BF16 is two pages: regions touch in the shadow
+
+// Two regions of two rows each; the engine keeps 16 bytes between the rows of the second one.
+struct Engine {
+  std::vector<std::byte> first{2 * 2 * kColumns};
+  std::vector<std::byte> between{64};
+  std::vector<std::byte> second{2 * (2 * kColumns + 16)};
+
+  [[nodiscard]] Catalog catalog(Landing second_lands = Landing::direct) {
+    Catalog catalog;
+    catalog.role = Role::server;
+    std::vector<std::byte>* memory[] = {&first, &second};
+    for (std::uint32_t region = 0; region < 2; ++region) {
+      catalog.regions.push_back({region == 0 ? "first" : "second", memory[region]->size(), MemoryKind::host,
+                                 reinterpret_cast<std::uint64_t>(memory[region]->data())});
+      Entry entry;
+      entry.tensor = catalog.regions.back().name;
+      entry.shape = {2, kColumns};
+      entry.box = whole(entry.shape);
+      entry.region = region;
+      entry.strides_bytes = {2 * kColumns + (region == 1 ? 16 : 0), 2};
+      entry.landing = region == 1 ? second_lands : Landing::direct;
+      catalog.entries.push_back(entry);
+    }
+    return catalog;
+  }
+};
+
+bool all_are(const std::vector<std::byte>& bytes, std::size_t from, std::size_t count, int value) {
+  for (std::size_t index = from; index < from + count; ++index) {
+    if (bytes[index] != static_cast<std::byte>(value)) return false;
+  }
+  return true;
+}
+
+TEST_CASE("a commit copies every extent of every region, and no byte beside them") {
+  Engine engine;
+  MemoryFabric fabric;
+  const Catalog catalog = engine.catalog();
+  const auto landing = make_landing("staged", catalog);
+  landing->prepare(fabric);
+  std::memset(landing->region_start(0), 1, engine.first.size());
+  std::memset(landing->region_start(1), 2, engine.second.size());
+  CHECK(all_are(engine.first, 0, engine.first.size(), 0));
+  landing->commit();
+  CHECK(all_are(engine.first, 0, engine.first.size(), 1));
+  CHECK(all_are(engine.second, 0, 2 * kColumns, 2));
+  CHECK(all_are(engine.second, 2 * kColumns, 16, 0));
+  CHECK(all_are(engine.second, 2 * kColumns + 16, 2 * kColumns, 2));
+  CHECK(all_are(engine.second, 4 * kColumns + 16, 16, 0));
+}
+
+TEST_CASE("entries that the engine repairs itself are left to it") {
+  Engine engine;
+  MemoryFabric fabric;
+  const Catalog catalog = engine.catalog(Landing::staged_repair);
+  const auto landing = make_landing("staged", catalog);
+  landing->prepare(fabric);
+  std::memset(landing->region_start(1), 2, engine.second.size());
+  landing->commit();
+  CHECK(all_are(engine.second, 0, engine.second.size(), 0));
+}
+
+TEST_CASE("a retired shadow stays registered until nobody can write into it") {
+  Engine engine;
+  MemoryFabric fabric;
+  const Catalog catalog = engine.catalog();
+  {
+    const auto landing = make_landing("staged", catalog);
+    landing->prepare(fabric);
+    const std::byte* suspect = landing->region_start(0);
+    landing->retire();
+    CHECK(landing->region_start(0) != suspect);
+    CHECK(fabric.regions() == 2);
+    landing->free_retired();
+    CHECK(fabric.regions() == 1);
+  }
+  CHECK(fabric.regions() == 0);
+}
+
+TEST_CASE("landing in place puts into the live regions themselves") {
+  Engine engine;
+  MemoryFabric fabric;
+  const Catalog catalog = engine.catalog();
+  const auto landing = make_landing("in_place", catalog);
+  landing->prepare(fabric);
+  CHECK(landing->regions().size() == 2);
+  CHECK(landing->region_start(1) == engine.second.data());
+  landing->commit();
+  CHECK(all_are(engine.first, 0, engine.first.size(), 0));
+}
+
+}  // namespace
+}  // namespace weightcast
