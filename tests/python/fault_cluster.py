@@ -1,0 +1,297 @@
+"""A small cluster of real processes for tests that kill, stop and mislead it. Every wait has a bound.
+
+The weights of a version are a pattern that no other version shares in any element, so that what a server holds is one
+version or none. Parts of trainers are rows: rank by rank.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from command_line import weightcast as run_command
+from weightcast import Controller, Part, Parameter, Phase, Server, Shard, Trainer, WeightcastError
+from weightcast.demo.processes import Children, answer, orders
+
+COLUMNS = 1024
+SHAPES = {"embed": (1024, COLUMNS), "mlp": (512, COLUMNS)}  # 3 MiB of BF16
+VERSIONS = range(1, 8)
+BOUND_S = 8.0  # of every answer that a test waits for
+
+
+def pattern(name: str, version: int, rows: range, columns: int = COLUMNS) -> np.ndarray:
+    """Elements of `version` as BF16 bits; all finite, and none equal to the same element of another version."""
+    first = np.uint32(sum(name.encode()) + version * 0x5A1)
+    index = np.arange(rows.start * columns, rows.stop * columns, dtype=np.uint32)
+    return ((index * np.uint32(31) + first) & np.uint32(0x3FFF)).astype(np.uint16).reshape(len(rows), columns)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def configuration(folder: Path, *, trainers: int = 2, replicas: int = 2, **keys: Any) -> dict[str, Any]:
+    """Bounds that suit a test: an update ends within 4 s, a silent rank is dead after 1 s. `keys` are laid over it."""
+    secret = folder / "secret"
+    if not secret.exists():
+        run_command("keygen", secret)
+    config = {
+        "run": "faults",
+        "secret_file": str(secret),
+        "log_level": "error",
+        "controller": {"address": f"tcp://127.0.0.1:{free_port()}", "embedded": False, "trainers": trainers,
+                       "replicas": replicas},
+        "times": {"join_ms": 6000, "update_ms": 4000, "commit_ms": 1500, "heartbeat_busy_ms": 20,
+                  "heartbeat_idle_ms": 100, "death_busy_ms": 1000, "death_idle_ms": 1200, "lease_ms": 700},
+    }  # fmt: skip
+    for key, value in keys.items():
+        config[key] = config[key] | value if key in config and isinstance(value, dict) else value
+    return config
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What an order raised in its process."""
+
+    kind: str
+    text: str
+    after_s: float
+
+
+class TrainerRank:
+    """Holds its share of the rows of every tensor."""
+
+    def __init__(self, config: dict, rank: int, shapes: dict[str, tuple[int, int]], trainers: int) -> None:
+        self._config, self._rank, self._shards = config, rank, {}
+        for name, (rows, columns) in shapes.items():
+            share = range(rows * rank // trainers, rows * (rank + 1) // trainers)
+            self._shards[name] = Shard(np.zeros((len(share), columns), np.uint16), (rows, columns), (share.start, 0))
+        self._handle: Trainer | None = None
+
+    def open(self) -> None:
+        self._handle = Trainer(self._config, self._rank, self._shards)
+
+    def connect(self, timeout_s: float) -> None:
+        self._handle.wait_connected(timeout_s)
+
+    def spoil(self, name: str, row: int, column: int, bits: int) -> None:
+        self._shards[name].array[row, column] = bits
+
+    def fill(self, version: int) -> None:
+        for name, shard in self._shards.items():
+            rows, columns = shard.array.shape
+            shard.array[...] = pattern(name, version, range(shard.offset[0], shard.offset[0] + rows), columns)
+
+    def push(self, version: int) -> None:
+        self._handle.push(version)
+
+    def update(self, version: int) -> dict[str, Any]:
+        """Fills, pushes, and waits for the report."""
+        self.fill(version)
+        self._handle.push(version)
+        return self._handle.wait(version, BOUND_S)
+
+    def status(self) -> dict[str, Any]:
+        return self._handle.status()
+
+    def close(self) -> None:
+        if self._handle:
+            self._handle.close()
+
+
+class ServerRank:
+    """Holds every tensor whole. A thread stands in for the engine: it allows and commits as told."""
+
+    def __init__(self, config: dict, rank: int, shapes: dict[str, tuple[int, int]]) -> None:
+        self._config, self._rank, self._shapes = config, rank, shapes
+        self._arrays = {name: np.zeros(shape, np.uint16) for name, shape in shapes.items()}
+        self._handle: Server | None = None
+        self._commits, self._allows, self._stop = True, True, False
+        self._committing = threading.Lock()
+        self._engine = threading.Thread(target=self._serve)
+
+    def open(self) -> None:
+        parameters = [Parameter(name, shape, "bf16", (Part(name, shape, (0, 0), shape, (0, 0)),))
+                      for name, shape in self._shapes.items()]  # fmt: skip
+        self._handle = Server(self._config, self._rank, self._rank, parameters, self._arrays)
+
+    def connect(self, timeout_s: float) -> None:
+        self._handle.wait_connected(timeout_s)
+        if not self._engine.is_alive():
+            self._engine.start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(WeightcastError):  # a failed rank says so when asked for its state
+            while not self._stop:
+                with self._committing:
+                    state = self._handle.state()
+                    if state.phase == Phase.ALLOW_DUE and self._allows:
+                        self._handle.allow(state.next_version)
+                    if state.phase == Phase.COMMIT_DUE and self._commits:
+                        self._handle.commit(state.next_version)
+                time.sleep(0.002)
+
+    def engine(self, commits: bool, allows: bool) -> None:
+        with self._committing:
+            self._commits, self._allows = commits, allows
+
+    def phase(self) -> str:
+        return self._handle.state().phase.name
+
+    def holds(self) -> dict[str, Any]:
+        """What it says it holds, and what its bytes are: one version, 0 (what it began with), or "mixed"."""
+        with self._committing:
+            state = self._handle.state()
+            found = [version for version in (0, *VERSIONS) if all(self._is(version, name) for name in self._shapes)]
+        return {"says": state.committed_version, "torn": state.torn, "bytes": found[0] if found else "mixed"}
+
+    def _is(self, version: int, name: str) -> bool:
+        rows, columns = self._shapes[name]
+        return np.array_equal(self._arrays[name], pattern(name, version, range(rows), columns) if version else
+                              np.zeros((rows, columns), np.uint16))  # fmt: skip
+
+    def has_row(self, name: str, row: int, version: int) -> bool:
+        return np.array_equal(self._arrays[name][row : row + 1], pattern(name, version, range(row, row + 1)))
+
+    def flip(self, name: str, row: int, column: int) -> None:
+        self._arrays[name][row, column] ^= 1
+
+    def status(self) -> dict[str, Any]:
+        return self._handle.status()
+
+    def close(self) -> None:
+        self._stop = True
+        if self._engine.is_alive():
+            self._engine.join(BOUND_S)
+        if self._handle:
+            self._handle.close()
+
+
+class ControllerRank:
+    def __init__(self, config: dict) -> None:
+        self._config, self._handle = config, None
+
+    def open(self) -> None:
+        self._handle = Controller(self._config)
+
+    def status(self) -> dict[str, Any]:
+        return self._handle.status()
+
+    def close(self) -> None:
+        if self._handle:
+            self._handle.close()
+
+
+def obey(pipe: Any, make: Callable[..., Any], *arguments: Any) -> None:
+    """A child's body: carries out orders (method, arguments), and answers with what they return or raise."""
+    faulthandler.enable()  # a crash says where
+    rank = make(*arguments)
+    answer(pipe, os.getpid())
+    try:
+        for method, arguments_ in orders(pipe):
+            began = time.monotonic()
+            try:
+                answer(pipe, getattr(rank, method)(*arguments_))
+            except WeightcastError as error:
+                answer(pipe, Failure(type(error).__name__, str(error), time.monotonic() - began))
+    finally:
+        rank.close()
+
+
+class Cluster:
+    """The processes of one test, by name: "controller", "trainer 0", "server 1"."""
+
+    def __init__(self, config: dict, children: Children) -> None:
+        self.config, self._children = config, children
+        self._processes: dict[str, str] = {}  # rank -> the child that has it now
+        self._pids: dict[str, int] = {}
+        self.trainers = [f"trainer {rank}" for rank in range(config["controller"]["trainers"])]
+        self.servers = [f"server {rank}" for rank in range(config["controller"]["replicas"])]
+
+    def start(self, name: str, config: dict | None = None, shapes: dict[str, tuple[int, int]] | None = None) -> None:
+        """Starts a process for `name`; one that had the name before is no longer spoken to."""
+        role, _, rank = name.partition(" ")
+        child = f"{name}, process {len(self._pids)}"
+        config, shapes = config or self.config, shapes or SHAPES
+        arguments = {"controller": (ControllerRank, config),
+                     "trainer": (TrainerRank, config, int(rank or 0), shapes, len(self.trainers)),
+                     "server": (ServerRank, config, int(rank or 0), shapes)}[role]  # fmt: skip
+        self._children.start(child, obey, *arguments)
+        self._processes[name] = child
+        self._pids[child] = 0
+
+    def join(self, *names: str) -> None:
+        """Waits until the processes run, then opens and connects them all."""
+        for child, pid in self._children.gather([self._processes[n] for n in names], "start", BOUND_S).items():
+            self._pids[child] = pid
+        self.all(names, "open")
+        self.all([name for name in names if name != "controller"], "connect", BOUND_S)
+
+    def tell(self, name: str, method: str, *arguments: Any) -> None:
+        self._children.tell([self._processes[name]], (method, arguments))
+
+    def take(self, name: str, what: str) -> Any:
+        """The answer to the oldest order that has none yet."""
+        return next(iter(self._children.gather([self._processes[name]], what, BOUND_S).values()))
+
+    def ask(self, name: str, method: str, *arguments: Any) -> Any:
+        self.tell(name, method, *arguments)
+        return self.take(name, method)
+
+    def all(self, names: Any, method: str, *arguments: Any) -> dict[str, Any]:
+        """The same order for all at once; AssertionError if any fails."""
+        names = list(names)
+        answers = self.try_all(names, method, *arguments)
+        failures = {name: found for name, found in answers.items() if isinstance(found, Failure)}
+        assert not failures, failures
+        return answers
+
+    def try_all(self, names: Any, method: str, *arguments: Any) -> dict[str, Any]:
+        for name in names:
+            self.tell(name, method, *arguments)
+        return {name: self.take(name, method) for name in names}
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        os.kill(self._pids[self._processes[name]], number)
+
+    def until(self, what: str, is_so: Callable[[], bool], bound_s: float = 5.0) -> None:
+        end = time.monotonic() + bound_s
+        while not is_so():
+            assert time.monotonic() < end, f"{what}: not within {bound_s:g} s"
+            time.sleep(0.002)
+
+    def until_phase(self, name: str, phase: str) -> None:
+        self.until(f"{name} in phase {phase}", lambda: self.ask(name, "phase") == phase)
+
+    def assert_hold(self, version: int, *names: str) -> None:
+        """The bytes of `names` (all servers if none) are `version`, whole, and they say so."""
+        for name, found in self.all(names or self.servers, "holds").items():
+            assert found == {"says": version, "torn": False, "bytes": version}, (name, found)
+
+    def update(self, version: int) -> dict[str, Any]:
+        """An update that must succeed on all that are connected; the report."""
+        return self.all(self.trainers, "update", version)["trainer 0"]
+
+
+@contextlib.contextmanager
+def cluster(config: dict, shapes: dict[str, tuple[int, int]] | None = None) -> Iterator[Cluster]:
+    """All ranks of `config` in processes of their own, joined and connected; none is left at the end."""
+    with Children() as children:
+        found = Cluster(config, children)
+        names = ["controller", *found.trainers, *found.servers]
+        for name in names:
+            found.start(name, shapes=shapes)
+        found.join(*names)
+        yield found
