@@ -164,7 +164,7 @@ void World::server_event(Process& process, const ServerEvent& event) {
       verify(process, *order);
     } else if (std::holds_alternative<FreeRetired>(action)) {
       for (const std::uint64_t memory : std::exchange(process.retired, {})) memories_[memory].freed = true;
-    } else {
+    } else if (!std::holds_alternative<AdoptTable>(action)) {
       if (std::holds_alternative<TakeShadow>(action)) {
         ++shadows_retired_;
         process.retired.push_back(process.memory);
