@@ -97,11 +97,14 @@ class TrainerRank:
     def push(self, version: int) -> None:
         self._handle.push(version)
 
+    def push_and_wait(self, version: int) -> dict[str, Any]:
+        self._handle.push(version)
+        return self._handle.wait(version, BOUND_S)
+
     def update(self, version: int) -> dict[str, Any]:
         """Fills, pushes, and waits for the report."""
         self.fill(version)
-        self._handle.push(version)
-        return self._handle.wait(version, BOUND_S)
+        return self.push_and_wait(version)
 
     def status(self) -> dict[str, Any]:
         return self._handle.status()
@@ -232,19 +235,26 @@ class Cluster:
         self._processes[name] = child
         self._pids[child] = 0
 
-    def join(self, *names: str) -> None:
-        """Waits until the processes run, then opens and connects them all."""
+    def process_of(self, name: str) -> str:
+        """The process that has the name now; it is called so even when another takes its place."""
+        return self._processes.get(name, name)
+
+    def await_start(self, *names: str) -> None:
         for child, pid in self._children.gather([self._processes[n] for n in names], "start", BOUND_S).items():
             self._pids[child] = pid
+
+    def join(self, *names: str) -> None:
+        """Waits until the processes run, then opens and connects them all."""
+        self.await_start(*names)
         self.all(names, "open")
         self.all([name for name in names if name != "controller"], "connect", BOUND_S)
 
     def tell(self, name: str, method: str, *arguments: Any) -> None:
-        self._children.tell([self._processes[name]], (method, arguments))
+        self._children.tell([self.process_of(name)], (method, arguments))
 
     def take(self, name: str, what: str) -> Any:
         """The answer to the oldest order that has none yet."""
-        return next(iter(self._children.gather([self._processes[name]], what, BOUND_S).values()))
+        return next(iter(self._children.gather([self.process_of(name)], what, BOUND_S).values()))
 
     def ask(self, name: str, method: str, *arguments: Any) -> Any:
         self.tell(name, method, *arguments)
@@ -264,7 +274,7 @@ class Cluster:
         return {name: self.take(name, method) for name in names}
 
     def signal(self, name: str, number: signal.Signals) -> None:
-        os.kill(self._pids[self._processes[name]], number)
+        os.kill(self._pids[self.process_of(name)], number)
 
     def until(self, what: str, is_so: Callable[[], bool], bound_s: float = 5.0) -> None:
         end = time.monotonic() + bound_s
@@ -286,12 +296,22 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(config: dict, shapes: dict[str, tuple[int, int]] | None = None) -> Iterator[Cluster]:
-    """All ranks of `config` in processes of their own, joined and connected; none is left at the end."""
+def opened(config: dict, trainer_shapes: dict, server_shapes: dict) -> Iterator[Cluster]:
+    """All ranks of `config` in processes of their own, joined but perhaps never connected; none is left at the end."""
     with Children() as children:
         found = Cluster(config, children)
+        for names, shapes in ((["controller"], {}), (found.trainers, trainer_shapes), (found.servers, server_shapes)):
+            for name in names:
+                found.start(name, shapes=shapes)
         names = ["controller", *found.trainers, *found.servers]
-        for name in names:
-            found.start(name, shapes=shapes)
-        found.join(*names)
+        found.await_start(*names)
+        found.all(names, "open")
+        yield found
+
+
+@contextlib.contextmanager
+def cluster(config: dict, shapes: dict[str, tuple[int, int]] | None = None) -> Iterator[Cluster]:
+    """The same, with every rank connected."""
+    with opened(config, shapes or SHAPES, shapes or SHAPES) as found:
+        found.all([*found.trainers, *found.servers], "connect", BOUND_S)
         yield found

@@ -1,0 +1,131 @@
+"""What is refused before or during an update because it is wrong, by the built library; the run goes on where it can."""
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import threading
+
+import numpy as np
+import pytest
+from fault_cluster import SHAPES, Failure, cluster, configuration, opened
+from weightcast import InvalidArgument, Shard, abi, trainer_catalog
+
+EMBED, MLP = SHAPES["embed"], SHAPES["mlp"]
+
+
+def test_a_wrong_secret_is_refused_and_the_run_goes_on(tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    with cluster(configuration(tmp_path)) as run:
+        member = run.process_of("server 1")
+        wrong = run.config | {"secret_file": configuration(other)["secret_file"]}
+        run.start("server 1", config=wrong)
+        run.await_start("server 1")
+        run.ask("server 1", "open")
+        found = run.ask("server 1", "connect", 6.0)
+        assert isinstance(found, Failure) and found.kind == "Refused" and found.after_s < 6
+        assert run.config["controller"]["address"] in found.text and wrong["secret_file"] in found.text
+        run.update(1)
+        run.assert_hold(1, "server 0", member)
+
+
+def test_garbage_at_the_control_port_disturbs_nobody(tmp_path):
+    with cluster(configuration(tmp_path)) as run:
+        host, port = run.config["controller"]["address"].removeprefix("tcp://").split(":")
+        done = threading.Event()
+
+        def babble():
+            greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00CURVE"
+            while not done.wait(0.005):
+                for said in (os.urandom(4096), greeting[:7], greeting + bytes(47) + os.urandom(512), b""):
+                    with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1) as peer:
+                        peer.sendall(said)
+
+        babbler = threading.Thread(target=babble)
+        babbler.start()
+        try:
+            for version in (1, 2, 3):
+                run.update(version)
+                run.assert_hold(version)
+        finally:
+            done.set()
+            babbler.join(5)
+
+
+def test_a_second_controller_on_the_port_is_refused(tmp_path):
+    with cluster(configuration(tmp_path)) as run:
+        first = run.process_of("controller")
+        run.start("controller")
+        run.await_start("controller")
+        found = run.ask("controller", "open")
+        assert isinstance(found, Failure) and run.config["controller"]["address"] in found.text
+        run.update(1)
+        run.assert_hold(1)
+        assert run.ask(first, "status")["version"] == 1
+
+
+@pytest.mark.parametrize(
+    ("trainers", "servers", "named"),
+    [
+        (SHAPES, SHAPES | {"head": (256, 1024)}, ("head", "server 0", "no trainer")),
+        (SHAPES | {"head": (256, 1024)}, SHAPES, ("head", "unused_tensors")),
+        (SHAPES | {"mlp": (512, 512)}, SHAPES, ("mlp", "trainer 0", "[0:512, 0:512]", "server 0", "[0:512, 0:1024]")),
+    ],
+    ids=["missing", "extra", "misshapen"],
+)
+def test_a_tensor_that_does_not_fit_is_named_to_everyone(tmp_path, trainers, servers, named):
+    with opened(configuration(tmp_path), trainers, servers) as run:
+        for name, found in run.try_all([*run.trainers, *run.servers], "connect", 6.0).items():
+            assert isinstance(found, Failure) and found.after_s < 6, (name, found)
+            assert all(part in found.text for part in named), (name, found)
+
+
+def test_two_entries_of_one_tensor_and_box_are_refused_at_once(tmp_path):
+    array = np.zeros((8, 4), np.uint16)
+    catalog = trainer_catalog(0, {"a": Shard(array, (8, 4), (0, 0))})
+    catalog["entries"] *= 2
+    handle = ctypes.c_void_p()
+    text = abi.config_text(configuration(tmp_path, trainers=1, replicas=1), rank=0)
+    with pytest.raises(InvalidArgument, match="(?s)trainer 0.*a"):
+        abi.check(abi.api().trainer_open(text, json.dumps(catalog).encode(), ctypes.byref(handle)))
+
+
+def test_nan_names_trainer_version_tensor_and_index_and_nothing_is_committed(tmp_path):
+    with cluster(configuration(tmp_path)) as run:
+        run.update(1)
+        run.all(run.trainers, "fill", 2)
+        run.ask("trainer 1", "spoil", "mlp", 3, 5, 0x7FC0)
+        for name in run.trainers:
+            run.tell(name, "push_and_wait", 2)
+        for name in run.trainers:
+            found = run.take(name, "push_and_wait")
+            assert isinstance(found, Failure) and found.kind == "Corrupted", (name, found)
+            assert "trainer 1, version 2: tensor 'mlp' at [259, 5]" in found.text
+        run.assert_hold(1)
+        run.update(3)
+        run.assert_hold(3)
+
+
+def test_a_byte_changed_in_flight_is_refused_and_the_torn_server_repaired_by_the_next_version(tmp_path):
+    with cluster(configuration(tmp_path, replicas=1, landing="in_place")) as run:
+        run.update(1)
+        run.ask("server 0", "engine", True, False)
+        for name in run.trainers:
+            run.tell(name, "update", 2)
+        run.until_phase("server 0", "ALLOW_DUE")
+        run.signal("trainer 1", signal.SIGSTOP)  # so that the update cannot end before the byte is changed
+        run.ask("server 0", "engine", True, True)
+        run.until("the rows of trainer 0", lambda: run.ask("server 0", "has_row", "mlp", 255, 2))
+        run.ask("server 0", "flip", "embed", 7, 9)
+        run.signal("trainer 1", signal.SIGCONT)
+        for name in run.trainers:
+            found = run.take(name, "update")
+            assert isinstance(found, Failure) and found.kind == "Corrupted", (name, found)
+            assert "server 0" in found.text and "version 2" in found.text and "trainer 0" in found.text
+            assert "digest" in found.text
+        assert run.ask("server 0", "holds") == {"says": 1, "torn": True, "bytes": "mixed"}
+        run.update(3)
+        run.assert_hold(3)
