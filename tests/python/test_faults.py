@@ -1,5 +1,8 @@
 """Processes that die, stop, lie or are too late, with the built library over UCX on this host."""
 
+import signal
+import time
+
 import pytest
 from fault_cluster import Failure, cluster, configuration
 
@@ -46,3 +49,138 @@ def test_trainers_that_push_different_versions_are_told_who_pushes_which(tmp_pat
         run.assert_hold(1)
         run.update(4)
         run.assert_hold(4)
+
+
+def test_a_host_that_commits_late_is_reported_and_holds_no_other_replica_back(tmp_path):
+    with cluster(configuration(tmp_path)) as run:
+        run.update(1)
+        run.ask("server 0", "engine", False, True)
+        report = run.update(2)
+        assert report["replicas_committed"] == [1] and report["replicas_late"] == [0]
+        run.assert_hold(2, "server 1")
+        run.assert_hold(1, "server 0")
+        assert run.ask("server 0", "phase") == "COMMIT_DUE"
+        run.ask("server 0", "engine", True, True)
+        run.until("the late commit", lambda: run.ask("server 0", "holds")["says"] == 2)
+        run.update(3)
+        run.assert_hold(3)
+
+
+# ---- processes that end or stop in the middle of an update ----
+
+BIG = {"embed": (8192, 1024), "mlp": (512, 1024)}  # 17 MiB, in small puts over TCP: there is a middle to hit
+SLOW = {"performance": {"chunk_bytes": 4096, "window": 1}, "fabric": {"same_host_shortcuts": False}}
+
+
+def is_in_mid_put(run, name):
+    """Whether the trainer has put some of its bytes and not all."""
+    status = run.ask("controller", "status")
+    done = {f"{member['role']} {member['rank']}": member["bytes_done"] for member in status["members"]}
+    whole = sum(rows * columns * 2 for rows, columns in BIG.values()) * len(run.servers) // len(run.trainers)
+    return status["state"] == "moving" and 0 < done[name] < whole
+
+
+def stop_in_mid_put(run, name):
+    run.until(f"{name} in mid-put", lambda: is_in_mid_put(run, name))
+    run.signal(name, signal.SIGSTOP)
+    assert run.ask("controller", "status")["state"] == "moving"
+
+
+def ended(run, name):
+    """What a push that was told must end with, within the bounds of the configuration."""
+    found = run.take(name, "update")
+    assert isinstance(found, Failure) and found.after_s < 6, found
+    return found
+
+
+def test_a_trainer_killed_in_mid_put_costs_the_version_and_another_process_takes_its_place(tmp_path):
+    with cluster(configuration(tmp_path, **SLOW), BIG) as run:
+        run.update(1)
+        for name in run.trainers:
+            run.tell(name, "update", 2)
+        stop_in_mid_put(run, "trainer 1")
+        run.signal("trainer 1", signal.SIGKILL)
+        failure = ended(run, "trainer 0")
+        assert failure.kind == "Unreachable"
+        assert "trainer 1 is out" in failure.text and "version 2 is given up" in failure.text
+        assert "servers keep what they have committed" in failure.text
+        for name in run.servers:
+            run.until(f"{name} gives up", lambda name=name: run.ask(name, "status")["ended"] == 2)
+            assert "trainer 1 is out" in run.ask(name, "status")["ended_because"]
+        run.assert_hold(1)
+        run.start("trainer 1", shapes=BIG)
+        run.join("trainer 1")
+        run.update(3)
+        run.assert_hold(3)
+
+
+def test_a_trainer_stopped_in_mid_put_and_continued_later_puts_nothing_of_the_old_version(tmp_path):
+    with cluster(configuration(tmp_path, **SLOW), BIG) as run:
+        run.update(1)
+        for name in run.trainers:
+            run.tell(name, "update", 2)
+        stop_in_mid_put(run, "trainer 1")
+        assert "trainer 1 is out" in ended(run, "trainer 0").text
+        run.assert_hold(1)
+        stopped = run.process_of("trainer 1")
+        run.start("trainer 1", shapes=BIG)
+        run.join("trainer 1")
+        for name in run.trainers:
+            run.tell(name, "update", 3)
+        run.until_phase("server 0", "RECEIVING")
+        run.signal(stopped, signal.SIGCONT)
+        for name in run.trainers:
+            assert run.take(name, "update")["version"] == 3
+        run.assert_hold(3)
+        ended(run, stopped)
+        run.assert_hold(3)
+
+
+def test_a_server_killed_in_mid_update_costs_its_replica_only_until_it_comes_back(tmp_path):
+    with cluster(configuration(tmp_path, **SLOW), BIG) as run:
+        run.update(1)
+        for name in run.trainers:
+            run.tell(name, "update", 2)
+        run.until("trainer 1 in mid-put", lambda: is_in_mid_put(run, "trainer 1"))
+        run.signal("server 0", signal.SIGKILL)
+        for name in run.trainers:
+            report = run.take(name, "update")
+            assert report["replicas_committed"] == [1] and report["servers"] == 1
+        run.assert_hold(2, "server 1")
+        run.start("server 0", shapes=BIG)
+        run.join("server 0")
+        assert run.update(3)["replicas_committed"] == [0, 1]
+        run.assert_hold(3)
+
+
+def test_a_server_that_stops_for_less_than_the_bound_only_slows_the_update(tmp_path):
+    with cluster(configuration(tmp_path, **SLOW), BIG) as run:
+        run.update(1)
+        for name in run.trainers:
+            run.tell(name, "update", 2)
+        run.until_phase("server 1", "RECEIVING")
+        run.signal("server 1", signal.SIGSTOP)
+        time.sleep(0.3)
+        run.signal("server 1", signal.SIGCONT)
+        for name in run.trainers:
+            assert run.take(name, "update")["replicas_committed"] == [0, 1]
+        run.assert_hold(2)
+
+
+def test_a_controller_killed_in_mid_update_ends_the_push_and_the_next_one_serves_the_run(tmp_path):
+    with cluster(configuration(tmp_path, **SLOW), BIG) as run:
+        run.update(1)
+        for name in run.trainers:
+            run.tell(name, "update", 2)
+        run.until("trainer 1 in mid-put", lambda: is_in_mid_put(run, "trainer 1"))
+        run.signal("controller", signal.SIGKILL)
+        for name in run.trainers:
+            failure = ended(run, name)
+            assert run.config["controller"]["address"] in failure.text and "version 2" in failure.text
+        for name, found in run.all(run.servers, "holds").items():
+            assert found == {"says": 1, "torn": False, "bytes": 1}, (name, found)
+        run.start("controller")
+        run.join("controller")
+        run.until("everyone back", lambda: run.ask("controller", "status").get("state") == "idle")
+        run.update(3)
+        run.assert_hold(3)
