@@ -71,12 +71,13 @@ class Failure:
 
 
 class TrainerRank:
-    """Holds its share of the rows of every tensor."""
+    """Holds its share of the rows of every tensor, or those rows that `odd` says."""
 
-    def __init__(self, config: dict, rank: int, shapes: dict[str, tuple[int, int]], trainers: int) -> None:
+    def __init__(self, config: dict, rank: int, shapes: dict[str, tuple[int, int]], trainers: int,
+                 odd: dict[str, range]) -> None:  # fmt: skip
         self._config, self._rank, self._shards = config, rank, {}
         for name, (rows, columns) in shapes.items():
-            share = range(rows * rank // trainers, rows * (rank + 1) // trainers)
+            share = odd.get(name, range(rows * rank // trainers, rows * (rank + 1) // trainers))
             self._shards[name] = Shard(np.zeros((len(share), columns), np.uint16), (rows, columns), (share.start, 0))
         self._handle: Trainer | None = None
 
@@ -223,13 +224,14 @@ class Cluster:
         self.trainers = [f"trainer {rank}" for rank in range(config["controller"]["trainers"])]
         self.servers = [f"server {rank}" for rank in range(config["controller"]["replicas"])]
 
-    def start(self, name: str, config: dict | None = None, shapes: dict[str, tuple[int, int]] | None = None) -> None:
+    def start(self, name: str, config: dict | None = None, shapes: dict[str, tuple[int, int]] | None = None,
+              odd: dict[str, range] | None = None) -> None:  # fmt: skip
         """Starts a process for `name`; one that had the name before is no longer spoken to."""
         role, _, rank = name.partition(" ")
         child = f"{name}, process {len(self._pids)}"
         config, shapes = config or self.config, shapes or SHAPES
         arguments = {"controller": (ControllerRank, config),
-                     "trainer": (TrainerRank, config, int(rank or 0), shapes, len(self.trainers)),
+                     "trainer": (TrainerRank, config, int(rank or 0), shapes, len(self.trainers), odd or {}),
                      "server": (ServerRank, config, int(rank or 0), shapes)}[role]  # fmt: skip
         self._children.start(child, obey, *arguments)
         self._processes[name] = child
@@ -296,13 +298,13 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def opened(config: dict, trainer_shapes: dict, server_shapes: dict) -> Iterator[Cluster]:
+def opened(config: dict, trainer_shapes: dict, server_shapes: dict, odd: dict | None = None) -> Iterator[Cluster]:
     """All ranks of `config` in processes of their own, joined but perhaps never connected; none is left at the end."""
     with Children() as children:
         found = Cluster(config, children)
         for names, shapes in ((["controller"], {}), (found.trainers, trainer_shapes), (found.servers, server_shapes)):
             for name in names:
-                found.start(name, shapes=shapes)
+                found.start(name, shapes=shapes, odd=(odd or {}).get(name))
         names = ["controller", *found.trainers, *found.servers]
         found.await_start(*names)
         found.all(names, "open")

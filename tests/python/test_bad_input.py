@@ -1,4 +1,4 @@
-"""What is refused before or during an update because it is wrong, by the built library; the run goes on where it can."""
+"""What is refused because it is wrong, before or during an update, by the built library; the run goes on where it can."""
 
 import contextlib
 import ctypes
@@ -81,6 +81,15 @@ def test_a_tensor_that_does_not_fit_is_named_to_everyone(tmp_path, trainers, ser
         for name, found in run.try_all([*run.trainers, *run.servers], "connect", 6.0).items():
             assert isinstance(found, Failure) and found.after_s < 6, (name, found)
             assert all(part in found.text for part in named), (name, found)
+
+
+def test_shards_that_overlap_are_named_with_both_owners(tmp_path):
+    config = configuration(tmp_path, replicas=1)
+    with opened(config, SHAPES, SHAPES, {"trainer 1": {"embed": range(500, 1024)}}) as run:
+        for name, found in run.try_all([*run.trainers, *run.servers], "connect", 6.0).items():
+            assert isinstance(found, Failure) and found.after_s < 6, (name, found)
+            assert "overlaps" in found.text and "embed" in found.text, (name, found)
+            assert "trainer 0" in found.text and "trainer 1" in found.text, (name, found)
 
 
 def test_two_entries_of_one_tensor_and_box_are_refused_at_once(tmp_path):

@@ -141,8 +141,9 @@ def test_a_server_killed_in_mid_update_costs_its_replica_only_until_it_comes_bac
         run.update(1)
         for name in run.trainers:
             run.tell(name, "update", 2)
-        run.until("trainer 1 in mid-put", lambda: is_in_mid_put(run, "trainer 1"))
+        stop_in_mid_put(run, "trainer 1")  # so that the update cannot end first
         run.signal("server 0", signal.SIGKILL)
+        run.signal("trainer 1", signal.SIGCONT)
         for name in run.trainers:
             report = run.take(name, "update")
             assert report["replicas_committed"] == [1] and report["servers"] == 1
@@ -172,8 +173,9 @@ def test_a_controller_killed_in_mid_update_ends_the_push_and_the_next_one_serves
         run.update(1)
         for name in run.trainers:
             run.tell(name, "update", 2)
-        run.until("trainer 1 in mid-put", lambda: is_in_mid_put(run, "trainer 1"))
+        stop_in_mid_put(run, "trainer 1")  # so that the update cannot end first
         run.signal("controller", signal.SIGKILL)
+        run.signal("trainer 1", signal.SIGCONT)
         for name in run.trainers:
             failure = ended(run, name)
             assert run.config["controller"]["address"] in failure.text and "version 2" in failure.text
