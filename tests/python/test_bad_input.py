@@ -1,4 +1,4 @@
-"""What is refused because it is wrong, before or during an update, by the built library; the run goes on where it can."""
+"""What is refused because it is wrong, before or in an update, by the built library; the run goes on where it can."""
 
 import contextlib
 import ctypes

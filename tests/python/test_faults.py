@@ -114,14 +114,19 @@ def test_a_trainer_killed_in_mid_put_costs_the_version_and_another_process_takes
         run.assert_hold(3)
 
 
-def test_a_trainer_stopped_in_mid_put_and_continued_later_puts_nothing_of_the_old_version(tmp_path):
-    with cluster(configuration(tmp_path, **SLOW), BIG) as run:
+@pytest.mark.parametrize("landing", ["staged", "in_place"])
+def test_a_trainer_stopped_in_mid_put_and_continued_later_puts_nothing_of_the_old_version(tmp_path, landing):
+    with cluster(configuration(tmp_path, landing=landing, **SLOW), BIG) as run:
         run.update(1)
         for name in run.trainers:
             run.tell(name, "update", 2)
         stop_in_mid_put(run, "trainer 1")
         assert "trainer 1 is out" in ended(run, "trainer 0").text
-        run.assert_hold(1)
+        if landing == "staged":
+            run.assert_hold(1)
+        else:
+            found = run.all(run.servers, "holds")
+            assert all(server["torn"] and server["says"] == 1 for server in found.values()), found
         stopped = run.process_of("trainer 1")
         run.start("trainer 1", shapes=BIG)
         run.join("trainer 1")
