@@ -114,8 +114,10 @@ def test_a_trainer_killed_in_mid_put_costs_the_version_and_another_process_takes
         run.assert_hold(3)
 
 
-@pytest.mark.parametrize("landing", ["staged", "in_place"])
-def test_a_trainer_stopped_in_mid_put_and_continued_later_puts_nothing_of_the_old_version(tmp_path, landing):
+@pytest.mark.parametrize(
+    ("landing", "continued"), [("staged", "receiving"), ("in_place", "receiving"), ("in_place", "committed")]
+)
+def test_a_trainer_stopped_in_mid_put_and_continued_later_puts_nothing_of_the_old_version(tmp_path, landing, continued):
     with cluster(configuration(tmp_path, landing=landing, **SLOW), BIG) as run:
         run.update(1)
         for name in run.trainers:
@@ -132,11 +134,13 @@ def test_a_trainer_stopped_in_mid_put_and_continued_later_puts_nothing_of_the_ol
         run.join("trainer 1")
         for name in run.trainers:
             run.tell(name, "update", 3)
-        run.until_phase("server 0", "RECEIVING")
-        run.signal(stopped, signal.SIGCONT)
+        if continued == "receiving":
+            run.until_phase("server 0", "RECEIVING")
+            run.signal(stopped, signal.SIGCONT)
         for name in run.trainers:
             assert run.take(name, "update")["version"] == 3
         run.assert_hold(3)
+        run.signal(stopped, signal.SIGCONT)
         ended(run, stopped)
         run.assert_hold(3)
 
