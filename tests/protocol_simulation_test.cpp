@@ -48,3 +48,7 @@ TEST_CASE("two replicas of two ranks keep every rule whatever dies, stops or is 
 TEST_CASE("one replica of three ranks and three trainers do, too") {
   run_seeds({.trainers = 3, .replicas = 1, .servers_per_replica = 3}, 150);
 }
+
+TEST_CASE("in place, the host's leave comes before every put, and torn weights are repaired") {
+  run_seeds({.trainers = 2, .replicas = 2, .servers_per_replica = 2, .in_place = true}, 100);
+}

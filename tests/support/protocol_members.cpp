@@ -87,7 +87,7 @@ void World::put_next(Process& process, std::uint64_t version, std::uint64_t toke
 void World::land(const Target& target, std::uint32_t trainer, const Stamp& stamp) {
   Memory& memory = memories_[target.memory];
   expect(!memory.freed, fmt::format("trainer {} puts version {} into freed memory", trainer, stamp.version));
-  if (!options_.in_place && !memory.retired) {
+  if (!memory.retired) {
     expect(memory.attempt == stamp.token && !memory.sealed,
            fmt::format("a put of trainer {}, version {}, lands in memory of another attempt on server {}", trainer,
                        stamp.version, target.server));
