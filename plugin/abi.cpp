@@ -58,7 +58,7 @@ int guarded(Call&& call) noexcept {
 
 template <class... Pointers>
 void require(const Pointers*... pointers) {
-  if (((pointers == nullptr) || ...)) throw Error(Code::invalid_argument, "a pointer argument is NULL");
+  if ((!pointers || ...)) throw Error(Code::invalid_argument, "a pointer argument is NULL");
 }
 
 void give_text(const std::string& text, char** out) {

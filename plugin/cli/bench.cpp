@@ -37,6 +37,7 @@ int run_bench(const std::vector<std::string>& words) {
   const auto bench = known.find(words.front());
   if (bench == known.end()) {
     std::vector<std::string> names;
+    names.reserve(known.size());
     for (const auto& [name, path] : known) names.push_back(name);
     throw Error(Code::invalid_argument,
                 fmt::format("there is no bench {}; in this build there are: {}", words.front(),
