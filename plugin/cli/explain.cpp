@@ -14,6 +14,7 @@ namespace {
 
 std::string servers_of(const std::vector<Destination>& destinations) {
   std::vector<std::uint32_t> servers;
+  servers.reserve(destinations.size());
   for (const auto& to : destinations) servers.push_back(to.server);
   return fmt::format("server{} {}", servers.size() == 1 ? "" : "s", fmt::join(servers, ", "));
 }
