@@ -20,6 +20,8 @@ std::byte* live_start(const Catalog& catalog, std::uint32_t region) {
 class InPlace final : public LandingMemory {
  public:
   explicit InPlace(const Catalog& catalog) : catalog_(catalog) {}
+  InPlace(const InPlace&) = delete;
+  InPlace& operator=(const InPlace&) = delete;
   ~InPlace() override {
     for (const RegionId region : regions_) fabric_->release(region);
   }
@@ -69,6 +71,8 @@ class Staged final : public LandingMemory {
     }
     plan_copies();
   }
+  Staged(const Staged&) = delete;
+  Staged& operator=(const Staged&) = delete;
   ~Staged() override {
     free_retired();
     if (fabric_ != nullptr) fabric_->release(shadow_);

@@ -296,7 +296,7 @@ Message read_message(std::size_t wanted, Reader& reader, std::index_sequence<Ind
 
 std::string_view type_of(const Message& message) noexcept { return kTypes[message.index()]; }
 
-bool may_send(Party party, const Message& message) noexcept {
+bool may_send(Party party, const Message& message) {
   return std::visit(
       [party]<class M>(const M& /*message*/) {
         constexpr bool kOfBoth =

@@ -158,7 +158,7 @@ using Message =
 [[nodiscard]] std::string_view type_of(const Message& message) noexcept;  // "join", "card_offer", ...
 
 enum class Party : std::uint8_t { trainer, server, controller };
-[[nodiscard]] bool may_send(Party party, const Message& message) noexcept;
+[[nodiscard]] bool may_send(Party party, const Message& message);
 
 [[nodiscard]] ControlBytes encode(const Message& message);
 // Every field is checked for type, size and range before use; unknown fields are refused; nesting is bounded.

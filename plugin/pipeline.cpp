@@ -88,7 +88,7 @@ Pipeline::~Pipeline() { fabric_.release(scratch_region_); }
 
 // ---- set-up ----
 
-void Pipeline::adopt(TrainerTable table, Routes routes) {
+void Pipeline::adopt(TrainerTable table, const Routes& routes) {
   table_ = std::move(table);
   jobs_.clear();
   chunks_.clear();

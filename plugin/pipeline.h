@@ -56,7 +56,7 @@ class Pipeline {
   ~Pipeline();
 
   // Prepares everything that an update needs. Not while move() runs. Throws Error.
-  void adopt(TrainerTable table, Routes routes);
+  void adopt(TrainerTable table, const Routes& routes);
   // Sends one version; when it returns, nothing is in flight. Failures of servers that were dropped do not count.
   [[nodiscard]] MoveResult move(std::uint64_t version, std::uint64_t token);
   // Ends the attempt `token`, running or still to come.

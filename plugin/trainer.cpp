@@ -135,7 +135,7 @@ struct Trainer::State final : FabricListener {
         const PeerFacts facts = fabric->peer_facts(id);
         answer.paths.push_back(fmt::format("{} over {}", facts.name, facts.path));
       }
-      pipeline->adopt(std::move(table), std::move(routes));
+      pipeline->adopt(std::move(table), routes);
     } catch (const Error& error) {
       answer.status = error.status();
     }
