@@ -73,6 +73,8 @@ struct Controller::State {
     log_info("controller of run '{}' on {}: waits for {} trainers and {} x {} servers", config.run, address,
              config.controller.trainers, config.controller.replicas, config.controller.servers_per_replica);
   }
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
   ~State() {
     thread.request_stop();
     if (thread.joinable()) thread.join();

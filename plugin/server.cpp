@@ -44,6 +44,8 @@ struct Server::State final : FabricListener {
                                   ServerCore(config, join, catalog, Clock::now()), std::move(hooks));
     loop->start();
   }
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
   ~State() override {
     worker.close();
     loop->stop();

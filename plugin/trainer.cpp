@@ -42,6 +42,8 @@ struct Trainer::State final : FabricListener {
     loop = std::make_unique<Loop>(config, secret, TrainerCore(config, join, Clock::now()), std::move(hooks));
     loop->start();
   }
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
   ~State() override {
     if (Pipeline* running = pipeline_now.load()) running->close();
     worker.close();  // nothing is in flight then, so leaving is safe
