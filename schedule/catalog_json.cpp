@@ -80,7 +80,7 @@ Box box_of(const Place& entry, const std::vector<std::int64_t>& shape) {
 
 class Reader {
  public:
-  Reader(const Json& document, const std::string& origin) : origin_(origin), root_(document, origin) {}
+  Reader(const Json& document, const std::string& origin) : root_(document, origin) {}
 
   Catalog read() {
     root_.require_keys({"format", "role", "rank", "replica", "regions", "entries"});
@@ -340,7 +340,6 @@ class Reader {
     if (is_server()) check_overlaps(catalog_, fail);
   }
 
-  const std::string& origin_;
   Place root_;
   Catalog catalog_;
   std::unordered_map<std::string, std::uint32_t> region_names_;
