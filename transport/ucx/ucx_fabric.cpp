@@ -124,6 +124,7 @@ Bytes UcxFabric::card(std::span<const RegionId> regions) const {
     Card card;
     std::vector<Bytes> keys;
     card.worker_address = address_;
+    keys.reserve(mappings.size());
     for (const auto& mapping : mappings) keys.push_back(mapping->packed_rkey());
     for (std::size_t i = 0; i < mappings.size(); ++i) {
       const auto span = mappings[i]->span();

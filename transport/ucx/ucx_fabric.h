@@ -29,6 +29,8 @@ class UcxFabric final : public Fabric {
  public:
   // After bind_ucx(). Throws Error unavailable.
   UcxFabric(const FabricOptions& options, FabricListener& listener);
+  UcxFabric(const UcxFabric&) = delete;
+  UcxFabric& operator=(const UcxFabric&) = delete;
   ~UcxFabric() override;
 
   [[nodiscard]] const FabricFacts& facts() const override { return facts_; }
