@@ -242,14 +242,16 @@ void ControllerCore::check_update_bounds() {
       if (member.pushed_version == 0) missing += (missing.empty() ? "" : ", ") + to_string(key);
     });
     if (state_ != ClusterState::idle || missing.empty()) {
-      missing = reason_.empty() ? fmt::format("the cluster, which is {}", to_string(state_)) : reason_;
+      missing = reason_.empty() ? fmt::format("the cluster is {}", to_string(state_)) : reason_;
+    } else {
+      missing = "waiting for " + missing;
     }
     for (auto& [key, member] : members_) {
       if (member.pushed_version == 0) continue;
       const std::uint64_t version = std::exchange(member.pushed_version, 0);
-      send(member, Abort{version, 0, Code::timed_out,
-                         fmt::format("version {} did not begin within {} ms: waiting for {}", version,
-                                     update_bound.count(), missing)});
+      send(member,
+           Abort{version, 0, Code::timed_out,
+                 fmt::format("version {} did not begin within {} ms: {}", version, update_bound.count(), missing)});
     }
     return;
   }

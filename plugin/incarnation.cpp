@@ -13,10 +13,12 @@ std::uint64_t new_incarnation() {
   return value;
 }
 
-void check_identity(const Catalog& catalog, Role role, const Config& config) {
+Catalog own_catalog(const Config& config, Role role, std::string_view json) {
+  Catalog catalog = parse_catalog(json, fmt::format("catalog of {} {}", to_string(role), config.rank));
   if (catalog.role == role && catalog.rank == config.rank &&
-      (role == Role::trainer || catalog.replica == config.replica))
-    return;
+      (role == Role::trainer || catalog.replica == config.replica)) {
+    return catalog;
+  }
   throw Error(Code::invalid_argument,
               fmt::format("the catalog is that of {}, the configuration that of {} {} (replica {}): set \"rank\", and "
                           "\"replica\" for a server, alike in both",

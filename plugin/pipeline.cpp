@@ -334,6 +334,7 @@ void Pipeline::send_amax() {
     Outgoing& out = outgoing_[index];
     const AmaxExchange& exchange = table_.amax_out[index];
     encode_amax_header(out.message, token_, exchange.from, exchange.to);
+    auto* values = reinterpret_cast<float*>(out.message.data() + kAmaxHeaderBytes);
     std::size_t done = 0;
     for (const AmaxRun& run : exchange.runs) {
       const Entry& entry = catalog_.entries[run.from_entry];
@@ -352,11 +353,9 @@ void Pipeline::send_amax() {
       }
       for_each_matrix(*part, entry.box, [&](const MatrixView& view) {
         const SourceMatrix source = source_of(run.from_entry, view);
-        auto& amax = workers_[0]->amax;
         const BlockOrigin origin = block_origin(view, entry.box.axes);
         const std::size_t blocks = blocks_touched(source, origin);
-        if (amax.size() < blocks) amax.resize(blocks);
-        const BadValue bad = block_amax(source, origin, std::span(amax).first(blocks));
+        const BadValue bad = block_amax(source, origin, {values + done, blocks});
         if (bad.found()) {
           Step step;
           step.entry = run.from_entry;
@@ -364,7 +363,6 @@ void Pipeline::send_amax() {
           step.recipe = Recipe::fp8_e4m3_128x128_fp32;
           fail_bad_value(step, view, bad);
         }
-        std::memcpy(out.message.data() + kAmaxHeaderBytes + done * sizeof(float), amax.data(), blocks * sizeof(float));
         done += blocks;
       });
     }

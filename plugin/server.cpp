@@ -20,18 +20,12 @@ namespace {
 
 using Loop = MemberLoop<ServerCore, ServerEvent, ServerAction, ServerView>;
 
-Catalog checked_catalog(const Config& config, std::string_view json) {
-  Catalog catalog = parse_catalog(json, fmt::format("catalog of server {}", config.rank));
-  check_identity(catalog, Role::server, config);
-  return catalog;
-}
-
 }  // namespace
 
 struct Server::State final : FabricListener {
   State(const Config& config, std::string_view catalog_json)
       : config(config),
-        catalog(checked_catalog(config, catalog_json)),
+        catalog(own_catalog(config, Role::server, catalog_json)),
         landing(make_landing(config.landing, catalog)),
         event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
     if (event.get() < 0) throw Error(Code::unavailable, "eventfd: the process has no free file descriptor");

@@ -23,17 +23,13 @@ namespace {
 
 using Loop = MemberLoop<TrainerCore, TrainerEvent, TrainerAction, TrainerView>;
 
-Catalog checked_catalog(const Config& config, std::string_view json) {
-  Catalog catalog = parse_catalog(json, fmt::format("catalog of trainer {}", config.rank));
-  check_identity(catalog, Role::trainer, config);
-  return catalog;
-}
-
 }  // namespace
 
 struct Trainer::State final : FabricListener {
   State(const Config& config, std::string_view catalog_json)
-      : config(config), catalog(checked_catalog(config, catalog_json)), secret(Secret::load(config.secret_file)) {
+      : config(config),
+        catalog(own_catalog(config, Role::trainer, catalog_json)),
+        secret(Secret::load(config.secret_file)) {
     if (config.controller.embedded && config.rank == 0) controller.emplace(config);
     Loop::Hooks hooks;
     hooks.act = [this](TrainerAction& action) { act(action); };

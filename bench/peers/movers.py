@@ -5,6 +5,7 @@ Every mover gets the same memory and the same list of extents. Set-up (registrat
 
 from __future__ import annotations
 
+import abc
 import os
 import threading
 import time
@@ -62,7 +63,7 @@ class End:
     port: int  # a free one
 
 
-class Mover:
+class Mover(abc.ABC):
     """One process's way to move bytes. card() goes to all others, connect() gets all cards, then any number of move()."""
 
     def __init__(self, end: End, memory: np.ndarray) -> None:
@@ -79,9 +80,9 @@ class Mover:
     def connect(self, cards: dict[tuple[bool, int], Any]) -> None:
         """`cards` by (sends, rank)."""
 
+    @abc.abstractmethod
     def move(self, round_: int) -> None:
         """A sender: until all its bytes are delivered. A receiver: until all its bytes have arrived."""
-        raise NotImplementedError
 
     def count_wrong(self, expected: np.ndarray) -> int:
         """Bytes that differ; `expected` is what the memory must hold in BF16."""
