@@ -84,7 +84,7 @@ void ControllerCore::try_begin() {
 }
 
 void ControllerCore::begin(std::uint64_t version) {
-  update_.emplace();
+  update_ = Update{};
   update_->version = version;
   update_->token = token_of(incarnation_, ++attempts_);
   update_->stage_began = now_;
