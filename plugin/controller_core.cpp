@@ -373,10 +373,11 @@ void ControllerCore::roll_forward() {
 void ControllerCore::on_plan(const PlanMade& plan) {
   if (plan.generation != generation_ || state_ != ClusterState::planning) return;
   if (!plan.status.ok()) {
-    note(true, "no plan: {}", plan.status.message());
+    const bool complete = missing_ranks().empty();  // else ranks are leaving, or on their way
+    note(complete, "no plan: {}", plan.status.message());
     state_ = ClusterState::gathering;
     reason_ = plan.status.message();
-    if (missing_ranks().empty()) refuse_everyone(plan.status.code(), plan.status.message());
+    if (complete) refuse_everyone(plan.status.code(), plan.status.message());
     return;
   }
   state_ = ClusterState::connecting;

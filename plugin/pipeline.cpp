@@ -138,6 +138,7 @@ Pipeline::Target Pipeline::resolve(const TargetExtent& extent, const Routes& rou
 // Cuts the steps into chunks, those without foreign amax first, and the scratch into slots that hold any of them.
 void Pipeline::prepare_jobs() {
   std::uint64_t slot_bytes = 8;
+  std::uint64_t slot_uses = scale_jobs_.size();
   std::size_t most_blocks = 1;
   for (const bool straddling : {false, true}) {
     if (straddling) first_straddling_ = chunks_.size();
@@ -147,6 +148,7 @@ void Pipeline::prepare_jobs() {
       for (const Box& box : chunks_of(step, table_.chunk_bytes)) {
         if (!jobs_[job].as_it_is) {
           slot_bytes = std::max(slot_bytes, static_cast<std::uint64_t>(elements(box)) * jobs_[job].element_bytes);
+          ++slot_uses;
         }
         most_blocks = std::max(most_blocks, static_cast<std::size_t>(elements(blocks_of(box))));
         chunks_.push_back({job, box});
@@ -162,7 +164,7 @@ void Pipeline::prepare_jobs() {
     slot_bytes = std::max(slot_bytes, static_cast<std::uint64_t>(elements(item.step.blocks)) * sizeof(float));
   }
   slot_bytes = (slot_bytes + 63) / 64 * 64;
-  const std::uint64_t slots = config_.performance.scratch_bytes / slot_bytes;
+  std::uint64_t slots = config_.performance.scratch_bytes / slot_bytes;
   if (slots < 2 * team_.size()) {
     throw Error(Code::invalid_argument,
                 fmt::format("{}: performance.scratch_bytes = {} holds {} chunks of {} bytes; {} are needed (two for "
@@ -170,6 +172,7 @@ void Pipeline::prepare_jobs() {
                             name_of(catalog_), config_.performance.scratch_bytes, slots, slot_bytes, 2 * team_.size(),
                             2 * team_.size() * slot_bytes));
   }
+  slots = std::min(slots, std::max<std::uint64_t>(2 * team_.size(), slot_uses));
   workers_.clear();
   for (std::size_t member = 0; member < team_.size(); ++member) {
     auto worker = std::make_unique<Worker>();
@@ -548,10 +551,12 @@ void Pipeline::send_signals() {
   }
 }
 
-// The worker's least recently used slot, once its puts are complete.
+// A slot whose puts are complete. The first such one, so that few slots, warm in the cache, serve when puts are fast.
 Pipeline::Slot& Pipeline::free_slot(Worker& worker) {
-  Slot& slot = *worker.slots[worker.next_slot];
-  worker.next_slot = (worker.next_slot + 1) % worker.slots.size();
+  const auto idle = std::find_if(worker.slots.begin(), worker.slots.end(),
+                                 [](const auto& slot) { return slot->puts.outstanding() == 0; });
+  if (idle == worker.slots.end()) worker.next_slot = (worker.next_slot + 1) % worker.slots.size();
+  Slot& slot = idle == worker.slots.end() ? *worker.slots[worker.next_slot] : **idle;
   if (slot.puts.outstanding() != 0 && !await(slot.puts, "a scratch slot: its puts are not complete")) return slot;
   const Status status = slot.puts.failed() ? slot.puts.first_failure() : Status();
   if (status.code() == Code::refused) fail(status);  // the lease; lost connections show at the signal

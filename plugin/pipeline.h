@@ -123,7 +123,7 @@ class Pipeline {
   };
   struct Worker {
     std::vector<std::unique_ptr<Slot>> slots;
-    std::size_t next_slot = 0;
+    std::size_t next_slot = 0;  // to wait for when none is free
     std::vector<float> amax;
     Tally direct;  // puts that use no slot
     double cast_seconds = 0;

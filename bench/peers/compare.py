@@ -70,8 +70,8 @@ def main() -> int:
     delivered = sum(extent.bytes for extent in every_end[0].extents)
     results: dict[str, dict] = {}
     for kind in options.movers * options.turns:
-        if importlib.util.find_spec(MODULES[kind]) is None:
-            results[kind] = {"skipped": f"{MODULES[kind]} is not installed"}
+        if (module := MODULES.get(kind)) and importlib.util.find_spec(module) is None:
+            results[kind] = {"skipped": f"{module} is not installed"}
         if "seconds" not in results.setdefault(kind, {"seconds": []}):
             continue
         try:
@@ -84,10 +84,10 @@ def main() -> int:
     for kind, result in results.items():
         if seconds := result.get("seconds"):
             low, middle = min(seconds), statistics.median(seconds)
-            print(f"{kind:>12}  least {low:.3f} s  median {middle:.3f} s  {delivered / middle / 1e9:.2f} GB/s  "
+            print(f"{kind:>21}  least {low:.3f} s  median {middle:.3f} s  {delivered / middle / 1e9:.2f} GB/s  "
                   f"set-up {result['setup_s']:.2f} s  {len(seconds)} deliveries")  # fmt: skip
         else:
-            print(f"{kind:>12}  {result}")
+            print(f"{kind:>21}  {result}")
     if options.json:
         options.json.write_text(json.dumps({"bytes": delivered, "path": options.path, "movers": results}, indent=2))
     return 1 if any("failed" in result for result in results.values()) else 0

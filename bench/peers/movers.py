@@ -191,9 +191,10 @@ class Mooncake(Mover):
 
 
 class Weightcast(Mover):
-    """weightcast with staged landing: verified by digest, then committed; all of it is in the time."""
+    """weightcast straight into the live memory, as the other movers put; verified by digest, then committed."""
 
     recipe = "bf16"
+    landing = "in_place"
 
     def __init__(self, end: End, memory: np.ndarray) -> None:
         super().__init__(end, memory)
@@ -218,6 +219,7 @@ class Weightcast(Mover):
             "log_level": "warning",
             "controller": {"address": f"tcp://127.0.0.1:{self.end.port}", "trainers": self.end.senders,
                            "replicas": REPLICAS, "servers_per_replica": self.end.receivers // REPLICAS},
+            "landing": self.landing,
             "fabric": {"same_host_shortcuts": os.environ["PEERS_PATH"] == "shm"},
         }  # fmt: skip
 
@@ -230,6 +232,9 @@ class Weightcast(Mover):
         else:
             from weightcast import Phase
 
+            if self.landing == "in_place":
+                self._rank.wait(Phase.ALLOW_DUE, WAIT_S)
+                self._rank.allow(round_ + 1)
             self._rank.wait(Phase.COMMIT_DUE, WAIT_S)
             self._rank.commit(round_ + 1)
 
@@ -250,10 +255,27 @@ class WeightcastFp8(Weightcast):
                    for name, value in wanted.items())  # fmt: skip
 
 
+class WeightcastStaged(Weightcast):
+    """With a shadow in between, so that readers never see two versions mixed."""
+
+    landing = "staged"
+
+
+class WeightcastFp8Staged(WeightcastFp8):
+    landing = "staged"
+
+
 def view_of(memory: np.ndarray, piece: Piece) -> np.ndarray:
     return memory[piece.start :][: piece.bytes].view(ml_dtypes.bfloat16).reshape(piece.rows, *piece.shape[1:])
 
 
-MOVERS: dict[str, type[Mover]] = {"weightcast": Weightcast, "weightcast-fp8": WeightcastFp8, "gloo": Gloo, "nixl": Nixl,
-                                  "mooncake": Mooncake}  # fmt: skip
-MODULES = {"weightcast": "weightcast", "weightcast-fp8": "weightcast", "gloo": "torch", "nixl": "nixl", "mooncake": "mooncake"}
+MOVERS: dict[str, type[Mover]] = {
+    "weightcast": Weightcast,
+    "weightcast-staged": WeightcastStaged,
+    "weightcast-fp8": WeightcastFp8,
+    "weightcast-fp8-staged": WeightcastFp8Staged,
+    "gloo": Gloo,
+    "nixl": Nixl,
+    "mooncake": Mooncake,
+}
+MODULES = {"gloo": "torch", "nixl": "nixl", "mooncake": "mooncake"}  # what to import, where it is not weightcast
