@@ -30,6 +30,7 @@ PlanMade answer_to(const MakePlan& request, const Config& config) {
     const Proof proof = prove(plan, request.catalogs);
     log_info("plan {}: {} steps, {} bytes, planned in {:.3f} s, proved in {:.3f} s", request.generation,
              plan.steps.size(), proof.destination_bytes, planned_s, seconds_since(start) - planned_s);
+    answer.server_bytes = plan.server_bytes;
     for (const Catalog& catalog : request.catalogs.trainers) {
       answer.tables[{Role::trainer, catalog.rank}] = encode(trainer_table(plan, request.catalogs, catalog.rank));
     }

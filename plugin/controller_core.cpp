@@ -380,6 +380,7 @@ void ControllerCore::on_plan(const PlanMade& plan) {
     if (complete) refuse_everyone(plan.status.code(), plan.status.message());
     return;
   }
+  server_bytes_ = plan.server_bytes;
   state_ = ClusterState::connecting;
   connect_began_ = now_;
   for (auto& [key, member] : members_) {
@@ -465,8 +466,14 @@ std::string ControllerCore::status_json(const std::string& address) const {
   }
   if (update_) {
     std::uint64_t done = 0;
+    std::uint64_t total = 0;
     for (const auto& [key, member] : members_) done += key.role == Role::trainer ? member.bytes_done : 0;
-    status["update"] = {{"version", update_->version}, {"bytes_done", done}, {"replicas", update_->replicas}};
+    for (std::uint32_t rank = 0; rank < server_bytes_.size(); ++rank) {
+      const auto server = members_.find({Role::server, rank});
+      if (server != members_.end() && takes_part(server->second)) total += server_bytes_[rank];
+    }
+    status["update"] = {
+        {"version", update_->version}, {"bytes_done", done}, {"bytes_total", total}, {"replicas", update_->replicas}};
   }
   return status.dump();
 }

@@ -45,6 +45,7 @@ struct PlanMade {
   std::uint64_t generation = 0;
   Status status;
   std::map<RankKey, std::vector<std::uint8_t>> tables;
+  std::vector<std::uint64_t> server_bytes;  // into each server, by rank
 };
 struct Tick {};
 using ControllerEvent = std::variant<FrameArrived, PlanMade, Tick>;
@@ -189,6 +190,7 @@ class ControllerCore {
   std::set<std::uint64_t> quiet_;
   bool membership_changed_ = false;
   std::uint64_t generation_ = 0;  // of the plan; 0: never planned
+  std::vector<std::uint64_t> server_bytes_;  // of the plan
   Clock::time_point connect_began_;
   Clock::time_point retry_at_;
   std::uint32_t connect_failures_ = 0;

@@ -1,6 +1,7 @@
 #include "plugin/landing.h"
 
 #include <fmt/format.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstring>
@@ -28,6 +29,7 @@ class InPlace final : public LandingMemory {
 
   void prepare(Fabric& fabric) override {
     fabric_ = &fabric;
+    regions_.clear();
     for (const Region& region : catalog_.regions) {
       regions_.push_back(
           fabric.register_memory({reinterpret_cast<std::byte*>(region.address), region.bytes, region.kind}));
@@ -93,10 +95,11 @@ class Staged final : public LandingMemory {
   void commit() noexcept override {
     for (const Copy& copy : copies_) std::memcpy(copy.live, start_ + copy.shadow_offset, copy.bytes);
   }
+  // The suspect may still write to these addresses, so they stay ours; their pages go back to the system at once.
   void retire() override {
-    const RegionId suspect = shadow_;
+    if (::madvise(start_, bytes_, MADV_REMOVE) != 0) (void)::madvise(start_, bytes_, MADV_DONTNEED);  // not shared memory
+    retired_.push_back(shadow_);
     prepare(*fabric_);
-    retired_.push_back(suspect);
   }
   void free_retired() noexcept override {
     for (const RegionId region : std::exchange(retired_, {})) fabric_->release(region);

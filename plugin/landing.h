@@ -23,7 +23,8 @@ class LandingMemory {
   LandingMemory& operator=(const LandingMemory&) = delete;
   virtual ~LandingMemory() = default;
 
-  // Takes and registers the landing memory. Throws Error: unavailable when it does not fit.
+  // Takes and registers the landing memory. `in_place` again, when the fabric before is gone. Throws Error: unavailable
+  // when it does not fit.
   virtual void prepare(Fabric& fabric) = 0;
   // What peers need to put here: the fabric's regions for the card, and where each catalog region lies in them.
   [[nodiscard]] virtual std::vector<RegionId> regions() const = 0;
@@ -32,7 +33,7 @@ class LandingMemory {
   [[nodiscard]] virtual std::byte* region_start(std::uint32_t region) const = 0;
   // Makes the landed bytes live, but for entries of class staged_repair, which the host copies.
   virtual void commit() noexcept = 0;
-  // Leaves the landing memory to a suspect and takes other memory. Throws Error.
+  // `staged`: leaves the landing memory to a suspect and takes other memory. Throws Error.
   virtual void retire() = 0;
   virtual void free_retired() noexcept = 0;
 };

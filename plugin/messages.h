@@ -119,8 +119,8 @@ struct TableOffer {
   std::uint64_t generation = 0;     // of the plan
   std::vector<std::uint8_t> table;  // of this rank, see schedule/plan.h
   std::vector<PeerCard> peers;      // whom a trainer puts or sends to; for a server: the trainers, without cards
-  // To servers: the incarnations of trainers that are known to have no put in flight. Memory into which another one
-  // may have been putting is retired, and freed when that one appears here.
+  // To servers: the incarnations of trainers that are known to have no put in flight. A server into which another one
+  // may have been putting evades it: see EvadeWriters.
   std::vector<std::uint64_t> quiet;
 };
 struct Begin {  // to servers: prepare to receive

@@ -53,8 +53,8 @@ struct Server::State final : FabricListener {
       worker.submit([this] { make_card([this] { open(); }); });
     } else if (auto* verify = std::get_if<Verify>(&action)) {
       worker.submit([this, order = std::move(*verify)] { verify_version(order); });
-    } else if (std::holds_alternative<TakeShadow>(action)) {
-      worker.submit([this] { make_card([this] { landing->retire(); }); });
+    } else if (std::holds_alternative<EvadeWriters>(action)) {
+      worker.submit([this] { make_card([this] { evade_writers(); }); });
     } else if (std::holds_alternative<FreeRetired>(action)) {
       worker.submit([this] { landing->free_retired(); });
     } else if (auto* adopt = std::get_if<AdoptTable>(&action)) {
@@ -72,6 +72,14 @@ struct Server::State final : FabricListener {
     fabric = open_fabric(fabric_options(config), *this);
     landing->prepare(*fabric);
     log_info("server {}: UCX {} from {}", config.rank, fabric->facts().library_version, fabric->facts().library_path);
+  }
+  void evade_writers() {
+    if (config.landing == "staged") {
+      landing->retire();
+    } else {
+      fabric.reset();
+      open();
+    }
   }
   template <class Prepare>
   void make_card(Prepare&& prepare) {

@@ -148,13 +148,13 @@ bool ServerCore::retire_suspects(const TableOffer& offer) {
     retired_writers_.clear();
     actions_.push_back(FreeRetired{});
   }
-  if (in_place() || all_quiet(writers_)) return true;  // live weights cannot move away: the next attempt repairs them
-  retired_writers_.merge(writers_);
+  if (all_quiet(writers_)) return true;
+  if (!in_place()) retired_writers_.merge(writers_);
   writers_.clear();
   card_.reset();
   view_.phase = ServerPhase::connecting;
-  view_.waiting_for = "another shadow";
-  actions_.push_back(TakeShadow{});
+  view_.waiting_for = in_place() ? "another fabric" : "another shadow";
+  actions_.push_back(EvadeWriters{});
   return false;
 }
 

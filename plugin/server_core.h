@@ -35,7 +35,7 @@ enum class ServerPhase : std::uint8_t {
 [[nodiscard]] std::string_view to_string(ServerPhase phase) noexcept;
 
 // ---- events (beside those of trainer_core.h) ----
-struct CardMade {  // the answer to OpenFabric and to TakeShadow
+struct CardMade {  // the answer to OpenFabric and to EvadeWriters
   Status status;
   std::vector<std::uint8_t> card;
   std::vector<Placement> placements;
@@ -67,9 +67,11 @@ struct Verify {
 struct AdoptTable {  // what later Verify actions count against
   ServerTable table;
 };
-struct TakeShadow {};   // retire the landing memory and take another; answer with CardMade
+// Makes the card that late writers know worthless, answers with another as CardMade. `staged` moves to other memory;
+// live weights stay where they are, so `in_place` opens another fabric, and what reached the old one reaches nothing.
+struct EvadeWriters {};
 struct FreeRetired {};  // nobody can write into retired memory any more
-using ServerAction = std::variant<SendMessage, OpenFabric, AdoptTable, Verify, TakeShadow, FreeRetired>;
+using ServerAction = std::variant<SendMessage, OpenFabric, AdoptTable, Verify, EvadeWriters, FreeRetired>;
 
 struct ServerView {
   Status fatal;

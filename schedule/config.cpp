@@ -306,6 +306,9 @@ void check_contradictions(const Config& config, const std::string& origin) {
   require_less(origin, {"/times/heartbeat_busy_ms", times.heartbeat_busy_ms}, {"/times/lease_ms", times.lease_ms});
   require_less(origin, {"/times/heartbeat_idle_ms", times.heartbeat_idle_ms},
                {"/times/death_idle_ms", times.death_idle_ms});
+  // Who was idle when an update begins was last heard one idle heartbeat ago.
+  require_less(origin, {"/times/heartbeat_idle_ms", times.heartbeat_idle_ms},
+               {"/times/death_busy_ms", times.death_busy_ms});
 
   const auto& controller = config.controller;
   const uint64_t servers = uint64_t{controller.replicas} * controller.servers_per_replica;

@@ -111,6 +111,8 @@ TEST_CASE("settings that contradict each other are refused, and both are named")
         std::string::npos);
   CHECK(complaint(R"({"times": {"heartbeat_idle_ms": 9000}})").find("must be less than /times/death_idle_ms (5000)") !=
         std::string::npos);
+  CHECK(complaint(R"({"times": {"heartbeat_idle_ms": 2000}})").find("must be less than /times/death_busy_ms (2000)") !=
+        std::string::npos);
   CHECK(
       complaint(R"({"performance": {"scratch_bytes": 8388600}})").find("at most half of /performance/scratch_bytes") !=
       std::string::npos);

@@ -57,7 +57,7 @@ TEST_CASE("a trainer that dies in mid-put aborts the update and is missing among
   cluster.actions.clear();
   cluster.event(FrameArrived{"again", small_join(cluster.config, Role::trainer, 1, 555)});
   cluster.event(FrameArrived{"again", CardOffer{{1}, {}}});
-  PlanMade plan{cluster.generation, {}, {}};
+  PlanMade plan{cluster.generation, {}, {}, {}};
   for (const RankKey& key : cluster.all) plan.tables[key] = {1};
   cluster.event(plan);
   REQUIRE(cluster.got<TableOffer>(kServer0).size() == 1);
@@ -83,12 +83,24 @@ TEST_CASE("a trainer that dies while idle, arming or after all its bytes have le
     cluster.event(FrameArrived{"again", small_join(cluster.config, Role::trainer, 1, 555)});
     cluster.event(FrameArrived{"again", CardOffer{{1}, {}}});
     cluster.actions.clear();
-    PlanMade plan{cluster.generation, {}, {}};
+    PlanMade plan{cluster.generation, {}, {}, {}};
     for (const RankKey& key : cluster.all) plan.tables[key] = {1};
     cluster.event(plan);
     REQUIRE(cluster.got<TableOffer>(kServer0).size() == 1);
     CHECK(cluster.got<TableOffer>(kServer0)[0].quiet == std::vector<std::uint64_t>{100, 101, 555});
   }
+}
+
+TEST_CASE("the status counts the bytes of the update under way against those of the replicas that still take part") {
+  Cluster cluster(2, 1);
+  cluster.becomes_idle();
+  cluster.moves(1);
+  cluster.says(kTrainer0, Heartbeat{1, 7});
+  const auto update = [&] { return nlohmann::json::parse(cluster.core.status_json("")).at("update"); };
+  CHECK(update().at("bytes_done") == 7);
+  CHECK(update().at("bytes_total") == 120);
+  cluster.later_without(cluster.config.times.death_busy_ms + 200, {kServer1});
+  CHECK(update().at("bytes_total") == 100);
 }
 
 TEST_CASE("a server that dies in mid-update takes only its replica out") {

@@ -179,7 +179,7 @@ TEST_CASE(
   server.connects();
   server.hears(Begin{1, 77});
   server.hears(Abort{1, 77, Code::unreachable, "trainer 1 is out"});
-  CHECK(all_of<TakeShadow>(server.hears(server.offer(2, {kFirstTrainer}))).size() == 1);
+  CHECK(all_of<EvadeWriters>(server.hears(server.offer(2, {kFirstTrainer}))).size() == 1);
   CHECK(sent<Connected>(server.actions).empty());
   CHECK(server.view().phase == ServerPhase::connecting);
   CHECK(server.hears(server.offer(3, {kFirstTrainer})).empty());  // of the card before
@@ -191,11 +191,23 @@ TEST_CASE(
   CHECK(all_of<FreeRetired>(server.actions).size() == 1);
 }
 
+TEST_CASE("in place, such a trainer is met with another fabric, which leaves nothing to free") {
+  Server server("in_place");
+  server.connects();
+  server.hears(Begin{1, 77});
+  server.hears(Abort{1, 77, Code::unreachable, "trainer 1 is out"});
+  CHECK(all_of<EvadeWriters>(server.hears(server.offer(2, {kFirstTrainer}))).size() == 1);
+  CHECK(sent<CardOffer>(server.event(CardMade{{}, {2}, {{0, 0}}})).size() == 1);
+  server.hears(server.offer(3, {kFirstTrainer, kSecondTrainer}));
+  CHECK(sent<Connected>(server.actions).size() == 1);
+  CHECK(all_of<FreeRetired>(server.actions).empty());
+}
+
 TEST_CASE("a verified shadow is never retired: whoever has signalled has nothing in flight") {
   Server server;
   server.connects();
   server.becomes_ready(1, 77);
-  CHECK(all_of<TakeShadow>(server.hears(server.offer(2, {}))).empty());
+  CHECK(all_of<EvadeWriters>(server.hears(server.offer(2, {}))).empty());
   CHECK(server.view().phase == ServerPhase::ready);
 }
 
@@ -218,7 +230,7 @@ TEST_CASE("in place, the host allows, and an update that is not finished leaves 
   CHECK(server.view().torn);
   server.hears(Abort{1, 77, Code::unreachable, "trainer 1 is out"});
   CHECK(server.view().torn);
-  CHECK(sent<Connected>(server.hears(server.offer(2, {}))).size() == 1);  // live weights cannot be retired
+  CHECK(sent<Connected>(server.hears(server.offer(2, {kFirstTrainer, kSecondTrainer}))).size() == 1);
   CHECK(sent<Join>(server.hears(Rejoin{}))[0].torn);
   server.hears(Welcome{8});
   server.becomes_ready(2, 78);

@@ -58,7 +58,7 @@ struct Cluster {
     says(key, CardOffer{{1}, {{0, 0}}});
   }
   void plan_and_connect() {
-    PlanMade plan{generation, {}, {}};
+    PlanMade plan{generation, {}, {}, {100, 20}};  // bytes into each server
     for (const RankKey& key : all) plan.tables[key] = {1};
     event(plan);
     for (const RankKey& key : all) says(key, Connected{generation, 0.1, {}});

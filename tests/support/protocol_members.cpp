@@ -165,7 +165,7 @@ void World::server_event(Process& process, const ServerEvent& event) {
     } else if (std::holds_alternative<FreeRetired>(action)) {
       for (const std::uint64_t memory : std::exchange(process.retired, {})) memories_[memory].freed = true;
     } else if (!std::holds_alternative<AdoptTable>(action)) {
-      if (std::holds_alternative<TakeShadow>(action)) {
+      if (std::holds_alternative<EvadeWriters>(action)) {
         ++shadows_retired_;
         process.retired.push_back(process.memory);
         memories_[process.memory].retired = true;

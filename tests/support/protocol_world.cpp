@@ -232,7 +232,7 @@ void World::controller_event(const ControllerEvent& event) {
 }
 
 void World::make_plan(const MakePlan& request) {
-  PlanMade plan{request.generation, {}, {}};
+  PlanMade plan{request.generation, {}, {}, {}};
   for (const Catalog& trainer : request.catalogs.trainers) {
     if (trainer.entries.empty()) plan.status = Status(Code::invalid_argument, "a trainer's part has no source");
     plan.tables[{Role::trainer, trainer.rank}] = {1};
