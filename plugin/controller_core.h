@@ -189,7 +189,7 @@ class ControllerCore {
   // Incarnations of trainers that joined and were not lost in mid-put: outside updates they have no put in flight.
   std::set<std::uint64_t> quiet_;
   bool membership_changed_ = false;
-  std::uint64_t generation_ = 0;  // of the plan; 0: never planned
+  std::uint64_t generation_ = 0;             // of the plan; 0: never planned
   std::vector<std::uint64_t> server_bytes_;  // of the plan
   Clock::time_point connect_began_;
   Clock::time_point retry_at_;

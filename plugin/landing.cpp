@@ -97,7 +97,8 @@ class Staged final : public LandingMemory {
   }
   // The suspect may still write to these addresses, so they stay ours; their pages go back to the system at once.
   void retire() override {
-    if (::madvise(start_, bytes_, MADV_REMOVE) != 0) (void)::madvise(start_, bytes_, MADV_DONTNEED);  // not shared memory
+    if (::madvise(start_, bytes_, MADV_REMOVE) != 0)
+      (void)::madvise(start_, bytes_, MADV_DONTNEED);  // not shared memory
     retired_.push_back(shadow_);
     prepare(*fabric_);
   }
