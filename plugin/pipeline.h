@@ -68,6 +68,8 @@ class Pipeline {
   [[nodiscard]] std::uint64_t bytes_done() const noexcept { return bytes_done_.load(std::memory_order_relaxed); }
 
  private:
+  static constexpr Milliseconds kPoll{50};  // how often a blocked stage looks whether it should stop
+
   // One destination of a step, resolved against the peer's card.
   struct Target {
     std::uint32_t server = 0;  // index into servers_

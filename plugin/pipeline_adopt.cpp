@@ -1,0 +1,134 @@
+// What an update needs, prepared once per table: jobs, chunks, slots, grids and messages.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "plugin/block_grid.h"
+#include "plugin/extent.h"
+#include "plugin/pipeline.h"
+
+namespace weightcast {
+
+void Pipeline::adopt(TrainerTable table, const Routes& routes) {
+  table_ = std::move(table);
+  jobs_.clear();
+  chunks_.clear();
+  scale_jobs_.clear();
+  servers_.clear();
+  grids_.clear();
+  for (const auto& [rank, route] : routes.servers) {
+    auto link = std::make_unique<ServerLink>();
+    link->rank = rank;
+    link->peer = route.peer;
+    servers_.push_back(std::move(link));
+  }
+  for (std::size_t index = 0; index < table_.steps.size(); ++index) {
+    const TrainerStep& item = table_.steps[index];
+    const Entry& entry = catalog_.entries[item.step.entry];
+    StepJob job{index, element_bytes(item.step.recipe), digest_key(entry.tensor, false), false, {}};
+    const int last = item.step.box.axes - 1;
+    const std::int64_t pitch = row_stride(entry.strides_bytes, entry.box.axes);
+    job.as_it_is = entry.source_type == SourceType::bf16 && item.step.recipe == Recipe::bf16 &&
+                   entry.strides_bytes[static_cast<std::size_t>(last)] == 2 && pitch >= 0;
+    for (const TargetExtent& extent : item.targets) job.targets.push_back(resolve(extent, routes));
+    for (const Target& target : job.targets) ++servers_[target.server]->steps;
+    jobs_.push_back(std::move(job));
+  }
+  for (std::size_t index = 0; index < table_.scale_steps.size(); ++index) {
+    const TrainerScaleStep& item = table_.scale_steps[index];
+    ScaleJob job{index, digest_key(catalog_.entries[item.step.entry].tensor, true), {}};
+    for (const TargetExtent& extent : item.targets) job.targets.push_back(resolve(extent, routes));
+    for (const Target& target : job.targets) ++servers_[target.server]->steps;
+    scale_jobs_.push_back(std::move(job));
+  }
+  prepare_jobs();
+  prepare_amax(routes);
+}
+
+Pipeline::Target Pipeline::resolve(const TargetExtent& extent, const Routes& routes) {
+  const auto route = routes.servers.find(extent.server);
+  if (route == routes.servers.end() || extent.region >= route->second.placements.size()) {
+    throw Error(Code::internal, fmt::format("{}: its table names region {} of server {}, which it is not connected to",
+                                            name_of(catalog_), extent.region, extent.server));
+  }
+  const Placement& placement = route->second.placements[extent.region];
+  return {static_cast<std::uint32_t>(std::distance(routes.servers.begin(), route)), route->second.peer,
+          placement.card_region, placement.byte_offset + extent.byte_offset, extent.strides_bytes};
+}
+
+// Cuts the steps into chunks, those without foreign amax first, and the scratch into slots that hold any of them.
+void Pipeline::prepare_jobs() {
+  std::uint64_t slot_bytes = 8;
+  std::uint64_t slot_uses = scale_jobs_.size();
+  std::size_t most_blocks = 1;
+  for (const bool straddling : {false, true}) {
+    if (straddling) first_straddling_ = chunks_.size();
+    for (std::size_t job = 0; job < jobs_.size(); ++job) {
+      const Step& step = table_.steps[jobs_[job].step].step;
+      if (step.needs_amax != straddling) continue;
+      for (const Box& box : chunks_of(step, table_.chunk_bytes)) {
+        if (!jobs_[job].as_it_is) {
+          slot_bytes = std::max(slot_bytes, static_cast<std::uint64_t>(elements(box)) * jobs_[job].element_bytes);
+          ++slot_uses;
+        }
+        most_blocks = std::max(most_blocks, static_cast<std::size_t>(elements(blocks_of(box))));
+        chunks_.push_back({job, box});
+      }
+      if (!has_scales(step.recipe) || grids_.contains(step.entry)) continue;
+      BlockGrid& grid = grids_[step.entry];
+      grid.blocks = blocks_of(catalog_.entries[step.entry].box);
+      grid.own.assign(static_cast<std::size_t>(elements(grid.blocks)), 0.0F);
+      grid.foreign = grid.own;
+    }
+  }
+  for (const TrainerScaleStep& item : table_.scale_steps) {
+    slot_bytes = std::max(slot_bytes, static_cast<std::uint64_t>(elements(item.step.blocks)) * sizeof(float));
+  }
+  slot_bytes = (slot_bytes + 63) / 64 * 64;
+  std::uint64_t slots = config_.performance.scratch_bytes / slot_bytes;
+  if (slots < 2 * team_.size()) {
+    throw Error(Code::invalid_argument,
+                fmt::format("{}: performance.scratch_bytes = {} holds {} chunks of {} bytes; {} are needed (two for "
+                            "each of performance.cast_threads): set it to {} or more",
+                            name_of(catalog_), config_.performance.scratch_bytes, slots, slot_bytes, 2 * team_.size(),
+                            2 * team_.size() * slot_bytes));
+  }
+  slots = std::min(slots, std::max<std::uint64_t>(2 * team_.size(), slot_uses));
+  workers_.clear();
+  for (std::size_t member = 0; member < team_.size(); ++member) {
+    auto worker = std::make_unique<Worker>();
+    worker->amax.resize(most_blocks);
+    for (std::uint64_t slot = member; slot < slots; slot += team_.size()) {
+      worker->slots.push_back(std::make_unique<Slot>());
+      worker->slots.back()->offset = slot * slot_bytes;
+    }
+    workers_.push_back(std::move(worker));
+  }
+}
+
+void Pipeline::prepare_amax(const Routes& routes) {
+  const auto values_of = [](const AmaxExchange& exchange) {
+    std::size_t values = 0;
+    for (const AmaxRun& run : exchange.runs) values += static_cast<std::size_t>(elements(run.blocks));
+    return values;
+  };
+  outgoing_.clear();
+  for (const AmaxExchange& exchange : table_.amax_out) {
+    const std::size_t values = values_of(exchange);
+    outgoing_.push_back({routes.trainers.at(exchange.to).peer,
+                         std::vector<std::byte>(kAmaxHeaderBytes + values * sizeof(float)), values});
+    if (outgoing_.back().message.size() > Fabric::kMaxMessageBytes) {
+      throw Error(Code::invalid_argument,
+                  fmt::format("{} shares {} blocks with trainer {}: more than one message holds", name_of(catalog_),
+                              values, exchange.to));
+    }
+  }
+  const std::scoped_lock lock(amax_mutex_);
+  incoming_.clear();
+  for (const AmaxExchange& exchange : table_.amax_in) {
+    incoming_.push_back({0, std::vector<std::byte>(values_of(exchange) * sizeof(float))});
+  }
+}
+
+}  // namespace weightcast
