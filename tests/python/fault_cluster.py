@@ -1,7 +1,7 @@
 """A small cluster of real processes for tests that kill, stop and mislead it. Every wait has a bound.
 
 The weights of a version are a pattern that no other version shares in any element, so that what a server holds is one
-version or none. Parts of trainers are rows: rank by rank.
+version or none. Parts of trainers are rows, rank by rank; so are those of servers within their replica.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from command_line import weightcast as run_command
 from weightcast import Controller, Part, Parameter, Phase, Server, Shard, Trainer, WeightcastError
+from weightcast.catalog import BLOCK, FP8_BLOCK, Scales, slice_of
+from weightcast.demo.oracle import cast_fp8
 from weightcast.demo.processes import Children, answer, orders
 
 COLUMNS = 1024
@@ -116,20 +119,35 @@ class TrainerRank:
 
 
 class ServerRank:
-    """Holds every tensor whole. A thread stands in for the engine: it allows and commits as told."""
+    """Holds its replica's share of the rows of every tensor; those in `cast` as FP8, with the blocks' scales.
 
-    def __init__(self, config: dict, rank: int, shapes: dict[str, tuple[int, int]]) -> None:
-        self._config, self._rank, self._shapes = config, rank, shapes
-        self._arrays = {name: np.zeros(shape, np.uint16) for name, shape in shapes.items()}
+    A thread stands in for the engine: it allows and commits as told.
+    """
+
+    def __init__(self, config: dict, rank: int, shapes: dict[str, tuple[int, int]], cast: tuple[str, ...]) -> None:
+        self._config, self._rank, self._shapes, self._cast = config, rank, shapes, cast
+        self._ranks = config["controller"].get("servers_per_replica", 1)
+        self._boxes = {name: slice_of(shape, 0, rank % self._ranks, self._ranks) for name, shape in shapes.items()}
+        self._arrays = {}
+        for name, (_, extent) in self._boxes.items():
+            self._arrays[name] = np.zeros(extent, np.uint8 if name in cast else np.uint16)
+            if name in cast:
+                self._arrays[f"{name} scales"] = np.zeros([-(-n // BLOCK) for n in extent], np.float32)
         self._handle: Server | None = None
         self._commits, self._allows, self._stop = True, True, False
         self._committing = threading.Lock()
         self._engine = threading.Thread(target=self._serve)
 
     def open(self) -> None:
-        parameters = [Parameter(name, shape, "bf16", (Part(name, shape, (0, 0), shape, (0, 0)),))
-                      for name, shape in self._shapes.items()]  # fmt: skip
-        self._handle = Server(self._config, self._rank, self._rank, parameters, self._arrays)
+        parameters = [self._parameter(name, *box) for name, box in self._boxes.items()]
+        self._handle = Server(self._config, self._rank, self._rank // self._ranks, parameters, self._arrays)
+
+    def _parameter(self, name: str, offset: tuple[int, int], extent: tuple[int, int]) -> Parameter:
+        if name not in self._cast:
+            return Parameter(name, extent, "bf16", (Part(name, self._shapes[name], offset, extent, (0, 0)),))
+        part = Part(name, self._shapes[name], offset, extent, (0, 0), (0, 0))
+        scales = Scales(f"{name} scales", self._arrays[f"{name} scales"].shape)
+        return Parameter(name, extent, FP8_BLOCK, (part,), scales)
 
     def connect(self, timeout_s: float) -> None:
         self._handle.wait_connected(timeout_s)
@@ -162,12 +180,19 @@ class ServerRank:
         return {"says": state.committed_version, "torn": state.torn, "bytes": found[0] if found else "mixed"}
 
     def _is(self, version: int, name: str) -> bool:
-        rows, columns = self._shapes[name]
-        return np.array_equal(self._arrays[name], pattern(name, version, range(rows), columns) if version else
-                              np.zeros((rows, columns), np.uint16))  # fmt: skip
+        (first, _), (rows, columns) = self._boxes[name]
+        if version == 0:
+            return not self._arrays[name].any()
+        expected = pattern(name, version, range(first, first + rows), columns)
+        if name not in self._cast:
+            return np.array_equal(self._arrays[name], expected)
+        codes, scales = cast_fp8(expected.view(ml_dtypes.bfloat16))
+        return np.array_equal(self._arrays[name], codes.view(np.uint8)) and np.array_equal(self._arrays[f"{name} scales"], scales)
 
     def has_row(self, name: str, row: int, version: int) -> bool:
-        return np.array_equal(self._arrays[name][row : row + 1], pattern(name, version, range(row, row + 1)))
+        """Whether it holds that row of the tensor, in `version`; of a tensor that is not cast."""
+        at = row - self._boxes[name][0][0]
+        return np.array_equal(self._arrays[name][at : at + 1], pattern(name, version, range(row, row + 1)))
 
     def flip(self, name: str, row: int, column: int) -> None:
         self._arrays[name][row, column] ^= 1
@@ -214,6 +239,10 @@ def obey(pipe: Any, make: Callable[..., Any], *arguments: Any) -> None:
         rank.close()
 
 
+def ranks_of_servers(config: dict) -> int:
+    return config["controller"]["replicas"] * config["controller"].get("servers_per_replica", 1)
+
+
 class Cluster:
     """The processes of one test, by name: "controller", "trainer 0", "server 1"."""
 
@@ -222,17 +251,17 @@ class Cluster:
         self._processes: dict[str, str] = {}  # rank -> the child that has it now
         self._pids: dict[str, int] = {}
         self.trainers = [f"trainer {rank}" for rank in range(config["controller"]["trainers"])]
-        self.servers = [f"server {rank}" for rank in range(config["controller"]["replicas"])]
+        self.servers = [f"server {rank}" for rank in range(ranks_of_servers(config))]
 
     def start(self, name: str, config: dict | None = None, shapes: dict[str, tuple[int, int]] | None = None,
-              odd: dict[str, range] | None = None) -> None:  # fmt: skip
+              odd: dict[str, range] | None = None, cast: tuple[str, ...] = ()) -> None:  # fmt: skip
         """Starts a process for `name`; one that had the name before is no longer spoken to."""
         role, _, rank = name.partition(" ")
         child = f"{name}, process {len(self._pids)}"
         config, shapes = config or self.config, shapes or SHAPES
         arguments = {"controller": (ControllerRank, config),
                      "trainer": (TrainerRank, config, int(rank or 0), shapes, len(self.trainers), odd or {}),
-                     "server": (ServerRank, config, int(rank or 0), shapes)}[role]  # fmt: skip
+                     "server": (ServerRank, config, int(rank or 0), shapes, cast)}[role]  # fmt: skip
         self._children.start(child, obey, *arguments)
         self._processes[name] = child
         self._pids[child] = 0
@@ -298,13 +327,14 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def opened(config: dict, trainer_shapes: dict, server_shapes: dict, odd: dict | None = None) -> Iterator[Cluster]:
+def opened(config: dict, trainer_shapes: dict, server_shapes: dict, odd: dict | None = None,
+           cast: tuple[str, ...] = ()) -> Iterator[Cluster]:  # fmt: skip
     """All ranks of `config` in processes of their own, joined but perhaps never connected; none is left at the end."""
     with Children() as children:
         found = Cluster(config, children)
         for names, shapes in ((["controller"], {}), (found.trainers, trainer_shapes), (found.servers, server_shapes)):
             for name in names:
-                found.start(name, shapes=shapes, odd=(odd or {}).get(name))
+                found.start(name, shapes=shapes, odd=(odd or {}).get(name), cast=cast)
         names = ["controller", *found.trainers, *found.servers]
         found.await_start(*names)
         found.all(names, "open")
@@ -312,8 +342,9 @@ def opened(config: dict, trainer_shapes: dict, server_shapes: dict, odd: dict | 
 
 
 @contextlib.contextmanager
-def cluster(config: dict, shapes: dict[str, tuple[int, int]] | None = None) -> Iterator[Cluster]:
+def cluster(config: dict, shapes: dict[str, tuple[int, int]] | None = None, odd: dict | None = None,
+            cast: tuple[str, ...] = ()) -> Iterator[Cluster]:  # fmt: skip
     """The same, with every rank connected."""
-    with opened(config, shapes or SHAPES, shapes or SHAPES) as found:
+    with opened(config, shapes or SHAPES, shapes or SHAPES, odd, cast) as found:
         found.all([*found.trainers, *found.servers], "connect", BOUND_S)
         yield found

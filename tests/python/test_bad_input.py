@@ -138,3 +138,23 @@ def test_a_byte_changed_in_flight_is_refused_and_the_torn_server_repaired_by_the
         assert run.ask("server 0", "holds") == {"says": 1, "torn": True, "bytes": "mixed"}
         run.update(3)
         run.assert_hold(3)
+
+
+def test_nan_and_inf_in_what_is_cast_to_fp8_name_tensor_and_index_and_a_repaired_push_lands(tmp_path):
+    shapes = {"embed": (64, 1024), "mlp": (512, 1024)}
+    odd = {"trainer 0": {"mlp": range(0, 200)}, "trainer 1": {"mlp": range(200, 512)}}  # they share the block of rows 128 to 255
+    with cluster(configuration(tmp_path), shapes, odd, cast=("mlp",)) as run:
+        run.update(1)
+        for version, name, row, index, bits in (
+            (2, "trainer 0", 150, 150, 0x7FC1),  # NaN in the shared block
+            (3, "trainer 1", 3, 203, 0xFF80),  # minus infinity there, by the other owner
+            (4, "trainer 1", 200, 400, 0x7F80),  # infinity in a block of one trainer
+        ):
+            run.all(run.trainers, "fill", version)
+            run.ask(name, "spoil", "mlp", row, 700, bits)
+            for trainer, found in run.try_all(run.trainers, "push_and_wait", version).items():
+                assert isinstance(found, Failure) and found.kind == "Corrupted" and found.after_s < 6, (trainer, found)
+                assert f"{name}, version {version}: tensor 'mlp' at [{index}, 700]" in found.text, (trainer, found)
+            run.assert_hold(version - 1)
+            run.update(version)
+            run.assert_hold(version)
