@@ -62,6 +62,7 @@ struct Trainer::State final : FabricListener {
     } else if (const auto* drop = std::get_if<DropServers>(&action)) {
       Pipeline* running = pipeline_now.load();
       for (const std::uint32_t server : drop->servers) {
+        forget_link({Role::server, server});
         if (running != nullptr) running->drop(server);
       }
     } else if (const auto* lease = std::get_if<SetLease>(&action)) {
@@ -171,6 +172,12 @@ struct Trainer::State final : FabricListener {
     const std::scoped_lock lock(peers_mutex);
     peers[name] = {id, peer.incarnation, peer.card, false};
     return id;
+  }
+
+  // The peer is disconnected. If it lives, it may be back in the next plan with the same card: it is linked anew then.
+  void forget_link(const PeerName& name) {
+    const std::scoped_lock lock(peers_mutex);
+    if (const auto known = peers.find(name); known != peers.end()) known->second.failed = true;
   }
 
   void run(const Move& order) {

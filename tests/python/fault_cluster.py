@@ -7,7 +7,9 @@ version or none. Parts of trainers are rows, rank by rank; so are those of serve
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
+import mmap
 import os
 import signal
 import socket
@@ -196,6 +198,12 @@ class ServerRank:
 
     def flip(self, name: str, row: int, column: int) -> None:
         self._arrays[name][row, column] ^= 1
+
+    def free(self, name: str) -> None:
+        """Gives the array's whole pages back to the system, as an engine with a bug would."""
+        first, end = self._arrays[name].ctypes.data, self._arrays[name].ctypes.data + self._arrays[name].nbytes
+        first, end = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+        assert ctypes.CDLL(None).munmap(ctypes.c_void_p(first), ctypes.c_size_t(end - first)) == 0
 
     def status(self) -> dict[str, Any]:
         return self._handle.status()

@@ -293,7 +293,11 @@ std::string Peer::path_to(std::uint32_t target) const {
 void Peer::on_endpoint_error(void* peer, ucp_ep_h, ucs_status_t status) {
   auto& self = *static_cast<Peer*>(peer);
   if (!self.failure_.ok() || self.closing_) return;
-  self.failure_ = {Code::unreachable, fmt::format("{} is unreachable: {}", self.setup_.name, ucx_text(status))};
+  self.failure_ = {
+      Code::unreachable,
+      fmt::format("{} is unreachable: {} (its process ended, or freed memory that it had registered, or the "
+                  "network is down)",
+                  self.setup_.name, ucx_text(status))};
   try {
     self.setup_.listener->on_peer_failure(self.setup_.id, self.failure_);
   } catch (const std::exception& error) {
