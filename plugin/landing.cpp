@@ -1,7 +1,6 @@
 #include "plugin/landing.h"
 
 #include <fmt/format.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstring>
@@ -21,14 +20,8 @@ std::byte* live_start(const Catalog& catalog, std::uint32_t region) {
 class InPlace final : public LandingMemory {
  public:
   explicit InPlace(const Catalog& catalog) : catalog_(catalog) {}
-  InPlace(const InPlace&) = delete;
-  InPlace& operator=(const InPlace&) = delete;
-  ~InPlace() override {
-    for (const RegionId region : regions_) fabric_->release(region);
-  }
 
   void prepare(Fabric& fabric) override {
-    fabric_ = &fabric;
     regions_.clear();
     for (const Region& region : catalog_.regions) {
       regions_.push_back(
@@ -43,12 +36,9 @@ class InPlace final : public LandingMemory {
   }
   [[nodiscard]] std::byte* region_start(std::uint32_t region) const override { return live_start(catalog_, region); }
   void commit() noexcept override {}
-  void retire() override {}
-  void free_retired() noexcept override {}
 
  private:
   const Catalog& catalog_;
-  Fabric* fabric_ = nullptr;
   std::vector<RegionId> regions_;
 };
 
@@ -73,16 +63,9 @@ class Staged final : public LandingMemory {
     }
     plan_copies();
   }
-  Staged(const Staged&) = delete;
-  Staged& operator=(const Staged&) = delete;
-  ~Staged() override {
-    free_retired();
-    if (fabric_ != nullptr) fabric_->release(shadow_);
-  }
 
   void prepare(Fabric& fabric) override {
     shadow_ = fabric.allocate(bytes_);
-    fabric_ = &fabric;
     start_ = fabric.memory(shadow_).address;
   }
   [[nodiscard]] std::vector<RegionId> regions() const override { return {shadow_}; }
@@ -94,16 +77,6 @@ class Staged final : public LandingMemory {
   [[nodiscard]] std::byte* region_start(std::uint32_t region) const override { return start_ + offsets_[region]; }
   void commit() noexcept override {
     for (const Copy& copy : copies_) std::memcpy(copy.live, start_ + copy.shadow_offset, copy.bytes);
-  }
-  // The suspect may still write to these addresses, so they stay ours; their pages go back to the system at once.
-  void retire() override {
-    if (::madvise(start_, bytes_, MADV_REMOVE) != 0)
-      (void)::madvise(start_, bytes_, MADV_DONTNEED);  // not shared memory
-    retired_.push_back(shadow_);
-    prepare(*fabric_);
-  }
-  void free_retired() noexcept override {
-    for (const RegionId region : std::exchange(retired_, {})) fabric_->release(region);
   }
 
  private:
@@ -138,13 +111,11 @@ class Staged final : public LandingMemory {
   }
 
   const Catalog& catalog_;
-  Fabric* fabric_ = nullptr;
   std::uint64_t bytes_ = 0;
   std::vector<std::uint64_t> offsets_;  // of each catalog region in the shadow
   std::vector<Copy> copies_;
   RegionId shadow_ = 0;
   std::byte* start_ = nullptr;
-  std::vector<RegionId> retired_;
 };
 
 }  // namespace

@@ -2,7 +2,7 @@
 //   staged     trainers put into a shadow of the live regions; commit copies it over, in one batch
 //   in_place   trainers put into the live regions; commit has nothing to copy
 //
-// Threads: prepare(), retire() and free_retired() on one thread and never during an update; the others from any.
+// Threads: prepare() on one thread and never during an update; the others from any.
 #pragma once
 
 #include <cstdint>
@@ -23,8 +23,8 @@ class LandingMemory {
   LandingMemory& operator=(const LandingMemory&) = delete;
   virtual ~LandingMemory() = default;
 
-  // Takes and registers the landing memory. `in_place` again, when the fabric before is gone. Throws Error: unavailable
-  // when it does not fit.
+  // Takes and registers the landing memory, which goes with the fabric; again when that one is gone. Throws Error:
+  // unavailable when it does not fit.
   virtual void prepare(Fabric& fabric) = 0;
   // What peers need to put here: the fabric's regions for the card, and where each catalog region lies in them.
   [[nodiscard]] virtual std::vector<RegionId> regions() const = 0;
@@ -33,9 +33,6 @@ class LandingMemory {
   [[nodiscard]] virtual std::byte* region_start(std::uint32_t region) const = 0;
   // Makes the landed bytes live, but for entries of class staged_repair, which the host copies.
   virtual void commit() noexcept = 0;
-  // `staged`: leaves the landing memory to a suspect and takes other memory. Throws Error.
-  virtual void retire() = 0;
-  virtual void free_retired() noexcept = 0;
 };
 
 // `kind` is "staged" or "in_place"; `catalog` has addresses and outlives the landing, as `fabric` does.

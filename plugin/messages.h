@@ -120,7 +120,7 @@ struct TableOffer {
   std::vector<std::uint8_t> table;  // of this rank, see schedule/plan.h
   std::vector<PeerCard> peers;      // whom a trainer puts or sends to; for a server: the trainers, without cards
   // To servers: the incarnations of trainers that are known to have no put in flight. A server into which another one
-  // may have been putting evades it: see EvadeWriters.
+  // may have been putting opens another fabric.
   std::vector<std::uint64_t> quiet;
 };
 struct Begin {  // to servers: prepare to receive

@@ -50,13 +50,9 @@ struct Server::State final : FabricListener {
   // ---- on the loop's thread ----
   void act(ServerAction& action) {
     if (std::holds_alternative<OpenFabric>(action)) {
-      worker.submit([this] { make_card([this] { open(); }); });
+      worker.submit([this] { open(); });
     } else if (auto* verify = std::get_if<Verify>(&action)) {
       worker.submit([this, order = std::move(*verify)] { verify_version(order); });
-    } else if (std::holds_alternative<EvadeWriters>(action)) {
-      worker.submit([this] { make_card([this] { evade_writers(); }); });
-    } else if (std::holds_alternative<FreeRetired>(action)) {
-      worker.submit([this] { landing->free_retired(); });
     } else if (auto* adopt = std::get_if<AdoptTable>(&action)) {
       worker.submit([this, taken = std::move(adopt->table)] { table = taken; });
     }
@@ -68,24 +64,14 @@ struct Server::State final : FabricListener {
   }
 
   // ---- on the worker's thread ----
+  // Again when puts may be on their way that nobody can take back: what reached the old fabric reaches nothing.
   void open() {
-    fabric = open_fabric(fabric_options(config), *this);
-    landing->prepare(*fabric);
-    log_info("server {}: UCX {} from {}", config.rank, fabric->facts().library_version, fabric->facts().library_path);
-  }
-  void evade_writers() {
-    if (config.landing == "staged") {
-      landing->retire();
-    } else {
-      fabric.reset();
-      open();
-    }
-  }
-  template <class Prepare>
-  void make_card(Prepare&& prepare) {
     CardMade answer;
     try {
-      prepare();
+      fabric.reset();
+      fabric = open_fabric(fabric_options(config), *this);
+      landing->prepare(*fabric);
+      log_info("server {}: UCX {} from {}", config.rank, fabric->facts().library_version, fabric->facts().library_path);
       const Bytes card = fabric->card(landing->regions());
       answer.card.assign(reinterpret_cast<const std::uint8_t*>(card.data()),
                          reinterpret_cast<const std::uint8_t*>(card.data()) + card.size());

@@ -94,6 +94,7 @@ void ServerCore::on_message(const Message& message) {
       give_up(Status(Code::aborted, fmt::format("version {}: the controller counted this server out or is a new one",
                                                 view_.next_version)));
     }
+    counted_out_ = !writers_.empty();
     send_join();
   } else if (const auto* table = std::get_if<TableOffer>(&message)) {
     on_table(*table);
@@ -127,7 +128,7 @@ void ServerCore::on_table(const TableOffer& offer) {
     return;
   }
   actions_.push_back(AdoptTable{table_});
-  if (!retire_suspects(offer)) return;
+  if (!is_safe_from_late_puts(offer)) return;
   if (view_.phase == ServerPhase::connecting) {
     view_.phase = ServerPhase::idle;
     view_.waiting_for = "an update";
@@ -137,24 +138,18 @@ void ServerCore::on_table(const TableOffer& offer) {
   send(Connected{offer.generation, 0, {}});
 }
 
-// Whether the landing memory is safe from late puts of earlier attempts; if not, other memory is on its way.
-bool ServerCore::retire_suspects(const TableOffer& offer) {
-  const auto all_quiet = [&](const std::set<std::uint64_t>& writers) {
-    return std::all_of(writers.begin(), writers.end(), [&](std::uint64_t writer) {
-      return std::find(offer.quiet.begin(), offer.quiet.end(), writer) != offer.quiet.end();
-    });
-  };
-  if (!retired_writers_.empty() && all_quiet(retired_writers_)) {
-    retired_writers_.clear();
-    actions_.push_back(FreeRetired{});
-  }
-  if (all_quiet(writers_)) return true;
-  if (!in_place()) retired_writers_.merge(writers_);
+// Whether late puts of earlier attempts can no longer arrive; if they can, another card is on its way.
+bool ServerCore::is_safe_from_late_puts(const TableOffer& offer) {
+  const bool all_quiet = std::all_of(writers_.begin(), writers_.end(), [&](std::uint64_t writer) {
+    return std::find(offer.quiet.begin(), offer.quiet.end(), writer) != offer.quiet.end();
+  });
+  if (all_quiet && !counted_out_) return true;
   writers_.clear();
+  counted_out_ = false;
   card_.reset();
   view_.phase = ServerPhase::connecting;
-  view_.waiting_for = in_place() ? "another fabric" : "another shadow";
-  actions_.push_back(EvadeWriters{});
+  view_.waiting_for = "another fabric";
+  actions_.push_back(OpenFabric{});
   return false;
 }
 

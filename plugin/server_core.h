@@ -35,7 +35,7 @@ enum class ServerPhase : std::uint8_t {
 [[nodiscard]] std::string_view to_string(ServerPhase phase) noexcept;
 
 // ---- events (beside those of trainer_core.h) ----
-struct CardMade {  // the answer to OpenFabric and to EvadeWriters
+struct CardMade {  // the answer to OpenFabric
   Status status;
   std::vector<std::uint8_t> card;
   std::vector<Placement> placements;
@@ -67,11 +67,7 @@ struct Verify {
 struct AdoptTable {  // what later Verify actions count against
   ServerTable table;
 };
-// Makes the card that late writers know worthless, answers with another as CardMade. `staged` moves to other memory;
-// live weights stay where they are, so `in_place` opens another fabric, and what reached the old one reaches nothing.
-struct EvadeWriters {};
-struct FreeRetired {};  // nobody can write into retired memory any more
-using ServerAction = std::variant<SendMessage, OpenFabric, AdoptTable, Verify, EvadeWriters, FreeRetired>;
+using ServerAction = std::variant<SendMessage, OpenFabric, AdoptTable, Verify>;
 
 struct ServerView {
   Status fatal;
@@ -108,7 +104,7 @@ class ServerCore {
   void on_verified(const Verified& verified);
   void on_commit(const Commit& commit);
   void on_abort(const Abort& abort);
-  [[nodiscard]] bool retire_suspects(const TableOffer& offer);
+  [[nodiscard]] bool is_safe_from_late_puts(const TableOffer& offer);
   void on_tick();
   void arm();
   void give_up(Status why);
@@ -127,9 +123,10 @@ class ServerCore {
   bool opening_ = false;
   std::optional<CardOffer> card_;
   ServerTable table_;
-  std::set<std::uint64_t> trainers_;         // incarnations, of the table
-  std::set<std::uint64_t> writers_;          // that may have puts in flight into the landing memory
-  std::set<std::uint64_t> retired_writers_;  // the same of retired memory
+  std::set<std::uint64_t> trainers_;  // incarnations, of the table
+  std::set<std::uint64_t> writers_;   // that may have puts in flight into the landing memory
+  bool counted_out_ =
+      false;  // with writers: whom the controller told to drop this rank may have left puts on their way
   std::uint64_t token_ = 0;
   std::map<std::uint32_t, Signal> signals_;  // by trainer
   Clock::time_point last_beat_;

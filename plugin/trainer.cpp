@@ -44,6 +44,10 @@ struct Trainer::State final : FabricListener {
     if (Pipeline* running = pipeline_now.load()) running->close();
     worker.close();  // nothing is in flight then, so leaving is safe
     loop->stop();
+    {
+      const std::scoped_lock lock(peers_mutex);
+      pipeline_now = nullptr;  // peers may still send
+    }
     pipeline.reset();
     fabric.reset();
   }
@@ -184,7 +188,11 @@ struct Trainer::State final : FabricListener {
     const MoveResult result = pipeline->move(order.version, order.token);
     if (result.cut_off) {
       const std::scoped_lock lock(peers_mutex);
-      for (auto& [name, peer] : peers) peer.failed = true;
+      for (auto& [name, peer] : peers) {
+        if (std::exchange(peer.failed, true) || name.first != Role::server) continue;
+        loop->post(
+            PeerFailed{name.first, name.second, "it did not take its bytes"});  // it may still, and must evade them
+      }
     }
     loop->post(Moved{order.version, order.token, result.status, result.bytes, result.seconds, result.cast_seconds,
                      result.cut_off});
@@ -194,6 +202,7 @@ struct Trainer::State final : FabricListener {
   void on_message(std::span<const std::byte> bytes) override {
     const FabricMessage message = parse_fabric_message(bytes);
     const auto* amax = std::get_if<AmaxValues>(&message);
+    const std::scoped_lock lock(peers_mutex);  // until on_amax() returns the pipeline stays
     Pipeline* running = pipeline_now.load();
     if (amax != nullptr && running != nullptr) running->on_amax(*amax);
   }

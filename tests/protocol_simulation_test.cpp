@@ -20,19 +20,19 @@ void run_seeds(WorldOptions options, std::uint64_t usual) {
   const std::uint64_t only = number_from("WEIGHTCAST_SEED", 0);
   const std::uint64_t last = only != 0 ? only : number_from("WEIGHTCAST_SEEDS", usual);
   std::uint64_t commits = 0;
-  std::uint64_t retired = 0;
+  std::uint64_t closed = 0;
   for (std::uint64_t seed = only != 0 ? only : 1; seed <= last; ++seed) {
     options.seed = seed;
     options.verbose = only != 0;
     World world(options);
     world.run();
     commits += world.commits();
-    retired += world.shadows_retired();
+    closed += world.fabrics_closed();
     for (const std::string& rule : world.broken()) FAIL_CHECK(rule);
     if (!world.broken().empty()) break;
   }
   CHECK(commits > 0);
-  MESSAGE(last << " histories, " << commits << " commits, " << retired << " shadows retired");
+  MESSAGE(last << " histories, " << commits << " commits, " << closed << " fabrics closed on late puts");
 }
 
 }  // namespace

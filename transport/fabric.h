@@ -130,7 +130,9 @@ class Fabric {
   // A pair that would fall back to emulation fails here (Code::refused), unless allowed.
   [[nodiscard]] virtual PeerId connect(const std::string& name, std::span<const std::byte> card, Deadline deadline) = 0;
   [[nodiscard]] virtual PeerFacts peer_facts(PeerId peer) const = 0;
-  // Bounded; operations to that peer complete with aborted. Unknown peers are ignored.
+  // Bounded; operations to that peer complete with aborted at once. Those that were posted may still read their source
+  // and arrive, as long as the peer's side of the connection lives: whoever reuses what they write to closes that side
+  // first. Unknown peers are ignored.
   virtual void disconnect(PeerId peer) = 0;
 
   // ---- the data path ----

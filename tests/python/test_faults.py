@@ -184,6 +184,26 @@ def test_a_server_killed_in_mid_update_costs_its_replica_only_until_it_comes_bac
         run.assert_hold(3)
 
 
+@pytest.mark.parametrize("landing", ["staged", "in_place"])
+@pytest.mark.parametrize("shortcuts", [False, True])
+def test_a_server_that_stops_for_longer_than_the_bound_is_left_out_until_it_goes_on(tmp_path, shortcuts, landing):
+    shapes = {"embed": (16384, 1024)}  # more than sockets hold, so that puts wait in the trainers
+    keys = {"landing": landing, "fabric": {"same_host_shortcuts": shortcuts}}
+    with cluster(configuration(tmp_path, **keys), shapes) as run:
+        run.update(1)
+        for name in run.trainers:
+            run.tell(name, "update", 2)
+        run.until_phase("server 1", "RECEIVING")
+        run.signal("server 0", signal.SIGSTOP)
+        for name in run.trainers:
+            assert run.take(name, "update")["replicas_committed"] == [1]
+        run.signal("server 0", signal.SIGCONT)
+        run.until("everyone back", lambda: run.ask("controller", "status")["state"] == "idle")
+        run.until_phase("server 0", "IDLE")
+        assert run.update(3)["replicas_committed"] == [0, 1]
+        run.assert_hold(3)
+
+
 def test_a_server_that_stops_for_less_than_the_bound_only_slows_the_update(tmp_path):
     with cluster(configuration(tmp_path, **SLOW), BIG) as run:
         run.update(1)

@@ -86,12 +86,10 @@ void World::put_next(Process& process, std::uint64_t version, std::uint64_t toke
 
 void World::land(const Target& target, std::uint32_t trainer, const Stamp& stamp) {
   Memory& memory = memories_[target.memory];
-  expect(!memory.freed, fmt::format("trainer {} puts version {} into freed memory", trainer, stamp.version));
-  if (!memory.retired) {
-    expect(memory.attempt == stamp.token && !memory.sealed,
-           fmt::format("a put of trainer {}, version {}, lands in memory of another attempt on server {}", trainer,
-                       stamp.version, target.server));
-  }
+  if (memory.closed) return;  // it arrives nowhere
+  expect(memory.attempt == stamp.token && !memory.sealed,
+         fmt::format("a put of trainer {}, version {}, lands in memory of another attempt on server {}", trainer,
+                     stamp.version, target.server));
   memory.parts[trainer] = stamp;
 }
 
@@ -162,13 +160,10 @@ void World::server_event(Process& process, const ServerEvent& event) {
       send_up(process, send->message);
     } else if (const auto* order = std::get_if<Verify>(&action)) {
       verify(process, *order);
-    } else if (std::holds_alternative<FreeRetired>(action)) {
-      for (const std::uint64_t memory : std::exchange(process.retired, {})) memories_[memory].freed = true;
     } else if (!std::holds_alternative<AdoptTable>(action)) {
-      if (std::holds_alternative<EvadeWriters>(action)) {
-        ++shadows_retired_;
-        process.retired.push_back(process.memory);
-        memories_[process.memory].retired = true;
+      if (const auto before = memories_.find(process.memory); before != memories_.end()) {
+        ++fabrics_closed_;
+        before->second.closed = true;
       }
       at_process(process, between(1, 30), [this, &process] { take_memory(process); });
     }

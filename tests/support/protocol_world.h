@@ -40,8 +40,7 @@ struct Stamp {
 struct Memory {
   std::uint64_t attempt = 0;  // the last one that the server armed it for
   bool sealed = false;        // ready or being committed: nobody may write
-  bool retired = false;
-  bool freed = false;
+  bool closed = false;
   std::map<std::uint32_t, Stamp> parts;  // by trainer
 };
 
@@ -84,7 +83,6 @@ struct Process {
   Clock::duration push_spent{};
   // a server's
   std::uint64_t memory = 0;
-  std::vector<std::uint64_t> retired;
   std::uint64_t committing = 0;
 };
 
@@ -96,7 +94,7 @@ class World {
   [[nodiscard]] const std::vector<std::string>& broken() const noexcept { return broken_; }
   [[nodiscard]] std::uint64_t commits() const noexcept { return commits_; }
   [[nodiscard]] std::uint64_t pushes_ended() const noexcept { return pushes_ended_; }
-  [[nodiscard]] std::uint64_t shadows_retired() const noexcept { return shadows_retired_; }
+  [[nodiscard]] std::uint64_t fabrics_closed() const noexcept { return fabrics_closed_; }
 
  private:
   // time
@@ -176,7 +174,7 @@ class World {
   bool callers_rest_ = false;
   std::uint64_t commits_ = 0;
   std::uint64_t pushes_ended_ = 0;
-  std::uint64_t shadows_retired_ = 0;
+  std::uint64_t fabrics_closed_ = 0;
 };
 
 }  // namespace weightcast::simulation

@@ -235,10 +235,19 @@ void Peer::drop_waiting(const Status& why) {
   }
 }
 
+void Peer::end_tallies() {
+  for (auto& flight : flights_) {
+    if (auto* tally = std::exchange(flight.what.tally, nullptr); flight.in_use && tally != nullptr) {
+      tally->complete({Code::aborted, fmt::format("{} {}: disconnected", verb(flight.what.kind), setup_.name)});
+    }
+  }
+}
+
 void Peer::start_close() {
   if (std::exchange(closing_, true)) return;
   queue_.close();
   drop_waiting({Code::aborted, fmt::format("{} was disconnected before this operation began", setup_.name)});
+  end_tallies();
   close_by_ = Clock::now() + kLastFlush;
   if (failure_.ok() && transfers_ == 0 && messages_ == 0) {
     const ucp_request_param_t params{};
@@ -248,6 +257,7 @@ void Peer::start_close() {
 }
 
 bool Peer::is_closed() {
+  if (lingers()) return false;
   if (last_flush_ != nullptr) {
     if (ucx().ucp_request_check_status(last_flush_) == UCS_INPROGRESS && Clock::now() < close_by_) return false;
     ucx().ucp_request_free(std::exchange(last_flush_, nullptr));
@@ -269,15 +279,6 @@ bool Peer::is_closed() {
   return true;
 }
 
-void Peer::abandon() {
-  for (auto& flight : flights_) {
-    if (auto* tally = std::exchange(flight.what.tally, nullptr); flight.in_use && tally != nullptr) {
-      tally->complete(
-          {Code::aborted, fmt::format("{} {}: given up, UCX never ended it", verb(flight.what.kind), setup_.name)});
-    }
-  }
-}
-
 std::string Peer::path_to(std::uint32_t target) const {
   void* mapped = nullptr;
   const auto address = reinterpret_cast<std::uint64_t>(targets_[target].address);
@@ -292,12 +293,13 @@ std::string Peer::path_to(std::uint32_t target) const {
 
 void Peer::on_endpoint_error(void* peer, ucp_ep_h, ucs_status_t status) {
   auto& self = *static_cast<Peer*>(peer);
-  if (!self.failure_.ok() || self.closing_) return;
+  if (!self.failure_.ok()) return;
   self.failure_ = {
       Code::unreachable,
       fmt::format("{} is unreachable: {} (its process ended, or freed memory that it had registered, or the "
                   "network is down)",
                   self.setup_.name, ucx_text(status))};
+  if (self.closing_) return;
   try {
     self.setup_.listener->on_peer_failure(self.setup_.id, self.failure_);
   } catch (const std::exception& error) {

@@ -53,13 +53,14 @@ class Peer {
   [[nodiscard]] bool can_pump() {
     return queue_.next_is([this](const Submission& next) { return fits(next); });
   }
-  // Tallies of operations in flight may now end with aborted; those that wait are dropped with it.
+  // What waits is dropped with aborted, and the tallies of what is in flight end with it too: see disconnect().
   void start_close();
+  // Closed, but UCX still has operations of it in flight, on a connection that has not failed. Closing a tcp endpoint
+  // in that state corrupts UCX 1.22 (uct_tcp_iface_handle_events calls into freed memory), so it is left to end.
+  [[nodiscard]] bool lingers() const { return closing_ && failure_.ok() && transfers_ + messages_ > 0; }
   // Until true, call it again after progress; then everything of UCX's is gone from this object. Never throws.
   [[nodiscard]] bool is_closed();
   [[nodiscard]] bool close_is_overdue() const { return Clock::now() > close_by_ + Milliseconds(3000); }
-  // Gives up on UCX: completes every tally that is left with aborted. The peer must then outlive the worker.
-  void abandon();
   // Kept until the peer goes: memory and tallies of a connect() that ended early.
   void keep(std::shared_ptr<void> thing) { kept_.push_back(std::move(thing)); }
   // The transport that carries puts to the target, as far as UCX tells.
@@ -91,6 +92,7 @@ class Peer {
   void finish(Flight& flight, const Status& status);
   void advance_signals();
   void drop_waiting(const Status& why);
+  void end_tallies();
   [[nodiscard]] Status failure_of(const Submission& what, ucs_status_t status) const;
   [[nodiscard]] Status reason_not_to_post(const Submission& what) const;
   [[nodiscard]] Batch& batch(std::uint64_t number) { return batches_[number % batches_.size()]; }

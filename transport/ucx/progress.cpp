@@ -14,6 +14,7 @@ namespace {
 
 constexpr std::uint64_t kProbeBytes = 8;
 constexpr std::uint64_t kProbeStride = 64;  // so that two probes never share a cache line
+constexpr int kClosingSleep_ms = 10;        // closing makes progress without events
 constexpr int kLongestSleep_ms = 1000;      // a lost wake-up costs this much, never more
 
 }  // namespace
@@ -84,9 +85,8 @@ bool UcxFabric::run_tasks() {
 void UcxFabric::close_peers() {
   std::erase_if(closing_, [this](const auto& peer) {
     if (peer->is_closed()) return true;
-    if (!peer->close_is_overdue()) return false;
+    if ((peer->lingers() && !stopping_) || !peer->close_is_overdue()) return false;
     log_error("the connection to {} did not close; what it uses is kept until this process ends", peer->name());
-    peer->abandon();
     abandoned_.push_back(peer);
     return true;
   });
@@ -101,7 +101,7 @@ void UcxFabric::sleep() {
   asleep_.exchange(true);  // pairs with wake()
   if (!has_work() && ucx().ucp_worker_arm(worker_.get()) == UCS_OK) {
     std::array<pollfd, 2> waiting{{{ucx_event_, POLLIN, 0}, {wake_event_.get(), POLLIN, 0}}};
-    ::poll(waiting.data(), waiting.size(), closing_.empty() ? kLongestSleep_ms : 1);
+    ::poll(waiting.data(), waiting.size(), closing_.empty() ? kLongestSleep_ms : kClosingSleep_ms);
     std::uint64_t drained = 0;
     if (waiting[1].revents != 0) [[maybe_unused]]
       const auto count = ::read(wake_event_.get(), &drained, sizeof drained);
