@@ -7,8 +7,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
+#include <type_traits>
 
 #include "transport/base/status.h"
+#ifdef WEIGHTCAST_HAS_CUDA_H
+#include <cuda.h>
+#endif
 
 namespace weightcast {
 namespace {
@@ -18,6 +22,20 @@ using DevicePointer = std::uintptr_t;
 constexpr int kAttributeMemoryType = 2;
 constexpr int kAttributeDeviceOrdinal = 9;
 constexpr unsigned kMemoryTypeDevice = 2;
+
+#ifdef WEIGHTCAST_HAS_CUDA_H
+static_assert(sizeof(DevicePointer) == sizeof(CUdeviceptr) && sizeof(int) == sizeof(CUresult) &&
+              sizeof(int) == sizeof(CUdevice) && sizeof(void*) == sizeof(CUcontext));
+static_assert(kAttributeMemoryType == CU_POINTER_ATTRIBUTE_MEMORY_TYPE && kMemoryTypeDevice == CU_MEMORYTYPE_DEVICE &&
+              kAttributeDeviceOrdinal == CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL);
+static_assert(
+    std::is_invocable_r_v<CUresult, decltype(cuInit), unsigned> &&
+    std::is_invocable_r_v<CUresult, decltype(cuPointerGetAttribute), void*, CUpointer_attribute, CUdeviceptr> &&
+    std::is_invocable_r_v<CUresult, decltype(cuMemGetAddressRange_v2), CUdeviceptr*, std::size_t*, CUdeviceptr> &&
+    std::is_invocable_r_v<CUresult, decltype(cuDeviceGet), CUdevice*, int> &&
+    std::is_invocable_r_v<CUresult, decltype(cuDevicePrimaryCtxRetain), CUcontext*, CUdevice> &&
+    std::is_invocable_r_v<CUresult, decltype(cuCtxSetCurrent), CUcontext>);
+#endif
 
 struct Driver {
   int (*init)(unsigned) = nullptr;
