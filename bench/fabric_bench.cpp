@@ -17,13 +17,13 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "bench/report_file.h"
 #include "bench/ucx_perftest.h"
 #include "transport/fabric.h"
 
@@ -328,6 +328,7 @@ int main(int argc, char** argv) {
   app.add_option("--json", json_path, "write the figures here");
   CLI11_PARSE(app, argc, argv);
   try {
+    ReportFile file(json_path);
     const auto total = total_mib * MiB;
     auto* shared = static_cast<std::byte*>(
         ::mmap(nullptr, total, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0));
@@ -352,9 +353,9 @@ int main(int argc, char** argv) {
         {"bench", "fabric"},       {"total_bytes", total}, {"chunk_bytes", chunk_kib * KiB},
         {"rounds", rounds},        {"spin", spin},         {"paths", near.fabric->peer_facts(near.peer).path},
         {"results", report(cases)}};
-    if (!json_path.empty()) std::ofstream(json_path) << figures.dump(1) << "\n";
-  } catch (const Error& error) {
-    fmt::print(stderr, "{}\n", error.what());
+    file.keep(figures.dump(1) + "\n");
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "fabric_bench: {}\n", error.what());
     return 1;
   }
 }

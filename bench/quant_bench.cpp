@@ -11,13 +11,13 @@
 #include <cstdio>
 #include <cstring>
 #include <exception>
-#include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "bench/report_file.h"
 #include "quant/cast.h"
 
 using namespace weightcast;
@@ -216,16 +216,14 @@ int run(int argc, char** argv) {
   app.add_option("--json", json_file, "also write the result there");
   CLI11_PARSE(app, argc, argv);
 
+  ReportFile file(json_file);
   const Weights weights = make_weights(chunk_mib, cols, total_mib);
   Scratch scratch = {std::vector<std::byte>(weights.chunk_bytes()), std::vector<float>(weights.amax[0].size()), {}};
   auto cases = make_cases(weights, scratch);
   const bool all_right = run_rounds(cases, weights, rounds);
   const auto result = report(cases, weights, all_right);
   print(result);
-  if (!json_file.empty() && !(std::ofstream(json_file) << result.dump(1) << '\n')) {
-    fmt::print(stderr, "quant_bench: cannot write {}\n", json_file);
-    return 1;
-  }
+  file.keep(result.dump(1) + "\n");
   return all_right ? 0 : 1;
 }
 
@@ -235,7 +233,7 @@ int main(int argc, char** argv) {
   try {
     return run(argc, argv);
   } catch (const std::exception& error) {
-    std::fputs(error.what(), stderr);
+    fmt::print(stderr, "quant_bench: {}\n", error.what());
     return 1;
   }
 }

@@ -22,6 +22,7 @@ from weightcast.demo import model
 from weightcast.demo.__main__ import DemoFailed, free_port, run_command
 from weightcast.demo.processes import ChildFailed, Children
 from weightcast.demo.ranks import manifest_of
+from weightcast.output import whole_file
 
 SENDERS, RECEIVERS = 4, 4
 WAIT_S = 120.0
@@ -89,7 +90,8 @@ def main() -> int:
         else:
             print(f"{kind:>21}  {result}")
     if options.json:
-        options.json.write_text(json.dumps({"bytes": delivered, "path": options.path, "movers": results}, indent=2))
+        with whole_file(options.json) as file:
+            json.dump({"bytes": delivered, "path": options.path, "movers": results}, file, indent=2)
     return 1 if any("failed" in result for result in results.values()) else 0
 
 

@@ -189,7 +189,8 @@ class ServerRank:
         if name not in self._cast:
             return np.array_equal(self._arrays[name], expected)
         codes, scales = cast_fp8(expected.view(ml_dtypes.bfloat16))
-        return np.array_equal(self._arrays[name], codes.view(np.uint8)) and np.array_equal(self._arrays[f"{name} scales"], scales)
+        found = self._arrays[name], self._arrays[f"{name} scales"]
+        return np.array_equal(found[0], codes.view(np.uint8)) and np.array_equal(found[1], scales)
 
     def has_row(self, name: str, row: int, version: int) -> bool:
         """Whether it holds that row of the tensor, in `version`; of a tensor that is not cast."""

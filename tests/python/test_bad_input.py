@@ -142,7 +142,7 @@ def test_a_byte_changed_in_flight_is_refused_and_the_torn_server_repaired_by_the
 
 def test_nan_and_inf_in_what_is_cast_to_fp8_name_tensor_and_index_and_a_repaired_push_lands(tmp_path):
     shapes = {"embed": (64, 1024), "mlp": (512, 1024)}
-    odd = {"trainer 0": {"mlp": range(0, 200)}, "trainer 1": {"mlp": range(200, 512)}}  # they share the block of rows 128 to 255
+    odd = {"trainer 0": {"mlp": range(0, 200)}, "trainer 1": {"mlp": range(200, 512)}}  # both have rows of block 1
     with cluster(configuration(tmp_path), shapes, odd, cast=("mlp",)) as run:
         run.update(1)
         for version, name, row, index, bits in (

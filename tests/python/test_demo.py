@@ -6,8 +6,8 @@ from weightcast.demo import model
 
 
 def test_a_report_that_cannot_be_written_is_an_error_before_anything_starts(tmp_path, capsys):
-    assert demo.main(["--json", str(tmp_path / "missing" / "report.json")]) == 2
-    assert "--json" in capsys.readouterr().err
+    assert demo.main(["--json", str(tmp_path / "missing" / "report.json")]) == 1
+    assert str(tmp_path / "missing" / "report.json") in capsys.readouterr().err
 
 
 def test_options_that_make_no_sense_are_refused():

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from .output import standard_output, whole_file
+
 
 class _OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
@@ -43,7 +45,8 @@ def _draw_plan(file: Path, output: Path) -> int:
     known = routes.read_routes(file)
     if not known.bytes:
         raise ValueError(f"{file}: in this plan nobody sends anything")
-    routes.draw(known).savefig(output, dpi=150)
+    with whole_file(output, "wb") as picture:
+        routes.draw(known).savefig(picture, dpi=150, format=output.suffix.removeprefix(".") or "png")
     print(f"{output} written: {routes.size_text(known.total)} over {len(known.bytes)} pairs")
     return 0
 
@@ -59,9 +62,10 @@ def _watch(names: Sequence[str], wait_s: float) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
-        if options.command == "plan":
-            return _draw_plan(options.plan, options.output)
-        return _watch(options.status, options.wait_s)
+        with standard_output():
+            if options.command == "plan":
+                return _draw_plan(options.plan, options.output)
+            return _watch(options.status, options.wait_s)
     except ValueError as error:
         code, text = 2, str(error)
     except OSError as error:  # also TimeoutError

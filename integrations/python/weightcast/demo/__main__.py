@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import socket
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import WeightcastError, abi
+from ..output import standard_output, whole_file
 from . import layouts, model, ranks
 from .processes import ChildFailed, Children
 
@@ -238,14 +240,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parsed
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
+def measure(options: argparse.Namespace) -> Outcome:
+    """Runs the demo and shows it; what goes wrong is among the outcome's problems."""
     console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 110)
-    try:
-        report = options.json.open("w") if options.json else None
-    except OSError as error:
-        print(f"error: --json: {error}", file=sys.stderr)
-        return 2
     with tempfile.TemporaryDirectory(prefix="weightcast-demo-") as folder, Children() as children:
         demo = Demo(options, console, Path(folder), children)
         try:
@@ -254,17 +251,28 @@ def main(arguments: list[str] | None = None) -> int:
         except (DemoFailed, ChildFailed, WeightcastError, model.ModelUnavailable, OSError) as error:
             demo.outcome.verified = False
             demo.outcome.problems.append(str(error))
-    outcome = demo.outcome
-    if report:
-        with report:
-            json.dump(vars(outcome), report, indent=2)
-            report.write("\n")
-    if outcome.verified:
-        print(f"all {outcome.bytes} bytes on {outcome.servers} servers equal an independent cast of the checkpoint")
-        return 0
-    for problem in outcome.problems[:20]:
+    return demo.outcome
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    problems: list[str] = []
+    try:
+        with standard_output():
+            with contextlib.ExitStack() as files:  # opened first: a path that cannot be written costs no run
+                report = files.enter_context(whole_file(options.json)) if options.json else None
+                outcome = measure(options)
+                problems += outcome.problems
+                if report:
+                    json.dump(vars(outcome), report, indent=2)
+                    report.write("\n")
+            if outcome.verified:
+                print(f"all {outcome.bytes} bytes on {outcome.servers} servers equal an independent cast of the checkpoint")
+    except OSError as error:
+        problems.append(str(error))
+    for problem in problems[:20]:
         print(f"error: {problem}", file=sys.stderr)
-    return 1
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

