@@ -57,3 +57,22 @@ def test_freed_memory_of_the_only_replica_ends_the_push_with_the_servers_name_an
         run.join("server 0")
         run.update(3)
         run.assert_hold(3)
+
+
+def test_a_staged_server_whose_live_weights_were_freed_dies_in_its_own_commit_and_counts_as_dead(tmp_path):
+    with cluster(configuration(tmp_path)) as run:
+        run.update(1)
+        run.ask("server 0", "engine", False, True)
+        for name in run.trainers:
+            run.tell(name, "update", 2)
+        run.until_phase("server 0", "COMMIT_DUE")
+        run.ask("server 0", "free", "embed")
+        run.tell("server 0", "engine", True, True)  # it may not live to answer
+        for name in run.trainers:
+            report = run.take(name, "update")
+            assert report["replicas_committed"] == [1] and report["replicas_late"] == []
+        run.assert_hold(2, "server 1")
+        run.start("server 0")
+        run.join("server 0")
+        assert run.update(3)["replicas_committed"] == [0, 1]
+        run.assert_hold(3)
