@@ -252,6 +252,14 @@ def ranks_of_servers(config: dict) -> int:
     return config["controller"]["replicas"] * config["controller"].get("servers_per_replica", 1)
 
 
+def is_stopped(task: Path) -> bool:
+    """By /proc/PID/task/TID/stat: T behind the name, which may hold anything but ends in the last bracket."""
+    try:
+        return (task / "stat").read_text().rpartition(") ")[2][0] == "T"
+    except (FileNotFoundError, ProcessLookupError):
+        return True  # it has ended
+
+
 class Cluster:
     """The processes of one test, by name: "controller", "trainer 0", "server 1"."""
 
@@ -314,7 +322,12 @@ class Cluster:
         return {name: self.take(name, method) for name in names}
 
     def signal(self, name: str, number: signal.Signals) -> None:
-        os.kill(self._pids[self.process_of(name)], number)
+        """SIGSTOP has stopped every thread when this returns: the kernel lets them run until one has taken the signal."""
+        pid = self._pids[self.process_of(name)]
+        os.kill(pid, number)
+        if number == signal.SIGSTOP:
+            tasks = Path(f"/proc/{pid}/task")
+            self.until(f"{name} stopped", lambda: all(map(is_stopped, tasks.iterdir())))
 
     def until(self, what: str, is_so: Callable[[], bool], bound_s: float = 5.0) -> None:
         end = time.monotonic() + bound_s

@@ -5,9 +5,8 @@ import signal
 
 from fault_cluster import Failure, cluster, configuration
 
-BIG = {"embed": (8192, 1024), "mlp": (512, 1024)}  # 17 MiB, in small puts: there is a middle to hit
-SMALL_PUTS = {"performance": {"chunk_bytes": 4096, "window": 1}}
-SLOW = SMALL_PUTS | {"fabric": {"same_host_shortcuts": False}}
+BIG = {"embed": (8192, 1024), "mlp": (512, 1024)}  # 17 MiB, in small puts over TCP: there is a middle to hit
+SLOW = {"performance": {"chunk_bytes": 4096, "window": 1}, "fabric": {"same_host_shortcuts": False}}
 TWO_BY_TWO = {"controller": {"servers_per_replica": 2}}  # replica 0: servers 0 and 1; replica 1: servers 2 and 3
 
 
@@ -18,11 +17,16 @@ def is_receiving(run, version):
 
 @contextlib.contextmanager
 def stopped_while_it_receives(run, name, version):
-    """While the trainers push `version`, and for less than would count as a death: `name` is only slow."""
+    """While the trainers push `version`; nobody is stopped for as long as would count as a death."""
+    run.signal(name, signal.SIGSTOP)  # so that the update cannot begin to move
     for trainer in run.trainers:
         run.tell(trainer, "update", version)
+    run.until("arming", lambda: run.ask("controller", "status")["state"] == "arming")
+    run.signal("trainer 1", signal.SIGSTOP)  # so that it cannot end
+    run.signal(name, signal.SIGCONT)
     run.until("moving", lambda: run.ask("controller", "status")["state"] == "moving")
     run.signal(name, signal.SIGSTOP)
+    run.signal("trainer 1", signal.SIGCONT)
     yield
     run.signal(name, signal.SIGCONT)
 
@@ -56,7 +60,7 @@ def test_a_rank_killed_in_mid_update_costs_its_whole_replica_the_version_and_no_
 
 
 def test_a_rank_killed_between_ready_and_commit_leaves_its_peer_at_one_whole_version_until_the_next(tmp_path):
-    with cluster(configuration(tmp_path, **TWO_BY_TWO, **SMALL_PUTS), BIG) as run:
+    with cluster(configuration(tmp_path, **TWO_BY_TWO)) as run:
         run.update(1)
         with stopped_while_it_receives(run, "server 1", 2):
             run.until_phase("server 0", "READY")
@@ -67,7 +71,7 @@ def test_a_rank_killed_between_ready_and_commit_leaves_its_peer_at_one_whole_ver
         held = run.ask("server 1", "holds")["says"]
         assert held in (1, 2)  # 2 if it was ready before the death was noticed: server 0 had promised to commit
         run.assert_hold(held, "server 1")
-        replace(run, "server 0", BIG)
+        replace(run, "server 0")
         assert run.ask("server 0", "holds")["says"] == 0  # its host must compare this with server 1's before it serves
         assert run.update(3)["replicas_committed"] == [0, 1]
         run.assert_hold(3)
@@ -81,7 +85,7 @@ def test_a_rank_killed_between_ready_and_commit_leaves_its_peer_at_one_whole_ver
         for name in run.trainers:
             assert run.take(name, "update")["replicas_committed"] == [1]
         run.assert_hold(4, "server 0", "server 2", "server 3")  # a commit is final
-        replace(run, "server 1", BIG)
+        replace(run, "server 1")
         assert run.update(5)["replicas_committed"] == [0, 1]
         run.assert_hold(5)
 
@@ -123,7 +127,7 @@ def test_a_new_controller_rolls_forward_what_was_decided_when_the_old_one_was_ki
 
 
 def test_a_new_controller_settles_a_replica_that_was_ready_in_part_as_a_whole(tmp_path):
-    with cluster(configuration(tmp_path, **TWO_BY_TWO, **SMALL_PUTS), BIG) as run:
+    with cluster(configuration(tmp_path, **TWO_BY_TWO)) as run:
         run.update(1)
         with stopped_while_it_receives(run, "server 1", 2):
             run.until("the other replica's commit", lambda: run.ask("server 3", "phase") == "IDLE")
