@@ -25,7 +25,7 @@ Pipeline::Pipeline(const Config& config, Fabric& fabric, const Catalog& catalog,
       fabric_(fabric),
       catalog_(catalog),
       source_regions_(std::move(regions)),
-      team_(config.performance.cast_threads) {
+      team_(threads_of(config.performance.threads)) {
   const std::uint64_t bytes = (config.performance.scratch_bytes + kPage - 1) / kPage * kPage;
   scratch_.reset(static_cast<std::byte*>(std::aligned_alloc(kPage, bytes)));
   if (!scratch_) {

@@ -6,7 +6,7 @@
 // Back-pressure: a slot is cast into again only when all its puts are complete, so scratch stays within
 // performance.scratch_bytes whatever the network does.
 //
-// Threads: move() runs on one thread at a time and uses performance.cast_threads in all; stop(), drop() and
+// Threads: move() runs on one thread at a time and uses performance.threads in all; stop(), drop() and
 // on_amax() may be called from any thread meanwhile. Nothing is allocated inside move().
 #pragma once
 

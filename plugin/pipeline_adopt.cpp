@@ -90,7 +90,7 @@ void Pipeline::prepare_jobs() {
   if (slots < 2 * team_.size()) {
     throw Error(Code::invalid_argument,
                 fmt::format("{}: performance.scratch_bytes = {} holds {} chunks of {} bytes; {} are needed (two for "
-                            "each of performance.cast_threads): set it to {} or more",
+                            "each of performance.threads): set it to {} or more",
                             name_of(catalog_), config_.performance.scratch_bytes, slots, slot_bytes, 2 * team_.size(),
                             2 * team_.size() * slot_bytes));
   }

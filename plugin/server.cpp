@@ -27,6 +27,7 @@ struct Server::State final : FabricListener {
       : config(config),
         catalog(own_catalog(config, Role::server, catalog_json)),
         landing(make_landing(config.landing, catalog)),
+        verifier(catalog, threads_of(config.performance.threads)),
         event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
     if (event.get() < 0) throw Error(Code::unavailable, "eventfd: the process has no free file descriptor");
     Loop::Hooks hooks;
@@ -54,7 +55,7 @@ struct Server::State final : FabricListener {
     } else if (auto* verify = std::get_if<Verify>(&action)) {
       worker.submit([this, order = std::move(*verify)] { verify_version(order); });
     } else if (auto* adopt = std::get_if<AdoptTable>(&action)) {
-      worker.submit([this, taken = std::move(adopt->table)] { table = taken; });
+      worker.submit([this, taken = std::move(adopt->table)] { verifier.adopt(taken); });
     }
   }
   void announce(const ServerView& view) {
@@ -85,7 +86,7 @@ struct Server::State final : FabricListener {
     const auto start = Clock::now();
     Verified answer;
     answer.token = order.token;
-    answer.status = verify_landed(catalog, table, *landing, order.version, order.signals);
+    answer.status = verifier.verify(*landing, order.version, order.signals);
     answer.seconds = seconds_since(start);
     loop->post(std::move(answer));
   }
@@ -101,7 +102,7 @@ struct Server::State final : FabricListener {
   const Catalog catalog;
   std::unique_ptr<Fabric> fabric;  // of the worker's thread until the end
   std::unique_ptr<LandingMemory> landing;
-  ServerTable table;  // of the worker's thread
+  Verifier verifier;  // of the worker's thread
   FileDescriptor event;
   ServerPhase announced = ServerPhase::connecting;  // of the loop's thread
   std::mutex commit_mutex;

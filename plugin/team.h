@@ -1,6 +1,7 @@
 // A fixed set of threads that run one function together, again and again; between rounds they sleep.
 #pragma once
 
+#include <algorithm>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -10,6 +11,11 @@
 #include <vector>
 
 namespace weightcast {
+
+// What performance.threads means on this host.
+[[nodiscard]] inline std::size_t threads_of(std::uint32_t configured) {
+  return configured != 0 ? configured : std::clamp<std::size_t>(std::thread::hardware_concurrency() / 4, 1, 4);
+}
 
 class Team {
  public:

@@ -2,40 +2,71 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <utility>
+
 #include "plugin/extent.h"
 
 namespace weightcast {
 namespace {
 
-Digest digest_of_piece(const Entry& entry, const Box& box, const std::byte* region, std::uint64_t version) {
-  const std::uint64_t element = entry.is_scales ? sizeof(float) : element_bytes(entry.recipe);
-  const Digest seed = digest_seed(version, digest_key(entry.tensor, entry.is_scales));
-  Digest digest = 0;
-  for_each_matrix(box, entry.box, [&](const MatrixView& view) {
-    digest +=
-        digest_rows(region + byte_at(entry, view.origin), static_cast<std::uint64_t>(view.rows),
-                    static_cast<std::uint64_t>(view.cols) * element, row_stride(entry.strides_bytes, entry.box.axes),
-                    digest_frame(seed, entry.box, view, element));
-  });
-  return digest;
-}
+constexpr std::uint64_t kPartBytes = 1 * MiB;  // enough to share evenly, and to read in long runs
 
 }  // namespace
 
-Status verify_landed(const Catalog& catalog, const ServerTable& table, const LandingMemory& landing,
-                     std::uint64_t version, std::span<const Signal> signals) {
-  for (std::size_t index = 0; index < table.senders.size(); ++index) {
-    const ExpectedSender& sender = table.senders[index];
-    Digest digest = 0;
-    for (const Piece& piece : sender.pieces) {
-      const Entry& entry = catalog.entries[piece.entry];
-      digest += digest_of_piece(entry, piece.box, landing.region_start(entry.region), version);
+void Verifier::adopt(ServerTable table) {
+  table_ = std::move(table);
+  parts_.clear();
+  digests_ = std::vector<std::atomic<Digest>>(table_.senders.size());
+  for (std::size_t sender = 0; sender < table_.senders.size(); ++sender) {
+    for (const Piece& piece : table_.senders[sender].pieces) {
+      const Entry& entry = catalog_.entries[piece.entry];
+      const std::uint64_t element = entry.is_scales ? sizeof(float) : element_bytes(entry.recipe);
+      const std::uint64_t key = digest_key(entry.tensor, entry.is_scales);
+      for_each_matrix(piece.box, entry.box, [&](const MatrixView& view) {
+        const auto rows = static_cast<std::uint64_t>(view.rows);
+        Part part{sender,
+                  piece.entry,
+                  byte_at(entry, view.origin),
+                  0,
+                  static_cast<std::uint64_t>(view.cols) * element,
+                  row_stride(entry.strides_bytes, entry.box.axes),
+                  digest_frame(key, entry.box, view, element)};
+        const std::uint64_t rows_of_part = std::max<std::uint64_t>(1, kPartBytes / part.row_bytes);
+        for (std::uint64_t row = 0; row < rows; row += part.rows) {
+          part.rows = std::min(rows_of_part, rows - row);
+          parts_.push_back(part);
+          part.byte_offset += static_cast<std::uint64_t>(static_cast<std::int64_t>(part.rows) * part.row_stride);
+          part.frame.first_row += part.rows;
+        }
+      });
     }
-    if (digest != signals[index].digest) {
+  }
+}
+
+Digest Verifier::digest_of(const Part& part, const LandingMemory& landing, std::uint64_t version) const {
+  DigestFrame frame = part.frame;
+  frame.seed = digest_seed(version, part.frame.seed);
+  const std::byte* start = landing.region_start(catalog_.entries[part.entry].region) + part.byte_offset;
+  return digest_rows(start, part.rows, part.row_bytes, part.row_stride, frame);
+}
+
+Status Verifier::verify(const LandingMemory& landing, std::uint64_t version, std::span<const Signal> signals) {
+  for (auto& digest : digests_) digest = 0;
+  std::atomic<std::size_t> next{0};
+  const std::function<void(std::size_t)> work = [&](std::size_t) {
+    for (std::size_t index = next++; index < parts_.size(); index = next++) {
+      digests_[parts_[index].sender] += digest_of(parts_[index], landing, version);
+    }
+  };
+  team_.run(work);
+  for (std::size_t index = 0; index < table_.senders.size(); ++index) {
+    const ExpectedSender& sender = table_.senders[index];
+    if (const Digest digest = digests_[index]; digest != signals[index].digest) {
       return {Code::corrupted,
               fmt::format("{}, version {}: the {} bytes from trainer {} are not what it sent (digest {:016x}, sent as "
                           "{:016x}): refused; push again, and check memory and network if it repeats",
-                          name_of(catalog), version, sender.bytes, sender.trainer, digest, signals[index].digest)};
+                          name_of(catalog_), version, sender.bytes, sender.trainer, digest, signals[index].digest)};
     }
   }
   return {};

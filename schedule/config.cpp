@@ -176,8 +176,8 @@ std::vector<Key> performance_keys() {
           "performance", "window", [](Config & c) -> auto& { return c.performance.window; }, Within{1, 1024},
           "Puts in flight to each peer."),
       key(
-          "performance", "cast_threads", [](Config & c) -> auto& { return c.performance.cast_threads; },
-          Within{1, 1024}, "Threads that cast, in each trainer."),
+          "performance", "threads", [](Config & c) -> auto& { return c.performance.threads; }, Within{0, 1024},
+          "Threads that cast in a trainer and verify in a server; 0: a quarter of the cores, at most 4."),
       key(
           "performance", "spin", [](Config & c) -> auto& { return c.performance.spin; },
           OneOf{{"auto", "always", "never"}}, "Busy-poll during an update; auto: where cores are free."),

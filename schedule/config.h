@@ -46,7 +46,7 @@ struct Config {
     std::uint64_t chunk_bytes = 4ULL << 20;
     std::uint64_t scratch_bytes = 32ULL << 20;  // of a sender, for cast chunks
     std::uint32_t window = 8;                   // puts in flight per peer
-    std::uint32_t cast_threads = 1;
+    std::uint32_t threads = 0;  // that cast or verify, in each rank; 0: a quarter of the cores, at most 4
     std::string spin = "auto";  // "auto", "always", "never": busy-poll during an update
   } performance;
 };

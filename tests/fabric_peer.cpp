@@ -1,12 +1,10 @@
 // A process for fabric_test to put into, signal, stop and kill. It opens a fabric, offers two regions, and obeys one
 // command per line on standard input; every answer is one line on standard output:
-//   fabric_peer network|shortcuts BYTES        -> "card HEX": region 0 allocated, region 1 plain memory
-//   "message"          -> "message HEX", the oldest that has not been told; "none" after 5 s
-//   "message_sum"      -> the same, told as "message BYTES N", N the weighted_sum()
-//   "sum REGION OFFSET BYTES" -> "sum N", weighted_sum() of the bytes there
-//   "connect HEX"      -> "connected PATH"
-//   "send HEX"         -> "sent": a message to the process connected to last
-//   "quit" or end of input: closes the fabric and ends
+//   fabric_peer network|shortcuts|cuda BYTES   -> "card HEX": region 0 allocated (cuda: GPU memory), region 1 plain
+//   memory "message"          -> "message HEX", the oldest that has not been told; "none" after 5 s "message_sum" ->
+//   the same, told as "message BYTES N", N the weighted_sum() "sum REGION OFFSET BYTES" -> "sum N", weighted_sum() of
+//   the bytes there "connect HEX"      -> "connected PATH" "send HEX"         -> "sent": a message to the process
+//   connected to last "quit" or end of input: closes the fabric and ends
 #include <unistd.h>
 
 #include <condition_variable>
@@ -16,10 +14,12 @@
 #include <iostream>
 #include <mutex>
 #include <numeric>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <vector>
 
+#include "tests/cuda_memory.h"
 #include "tests/fabric_peer.h"
 #include "transport/fabric.h"
 
@@ -51,14 +51,17 @@ class Inbox : public FabricListener {
   std::deque<Bytes> messages_;
 };
 
-void serve(bool network_only, std::uint64_t bytes) {
+void serve(const std::string& kind, std::uint64_t bytes) {
   Inbox inbox;
   FabricOptions options;
   options.interfaces = {"lo"};
-  options.same_host_shortcuts = !network_only;
+  options.same_host_shortcuts = kind != "network";
+  std::optional<CudaMemory> device;
+  if (kind == "cuda") device.emplace(bytes);
   const auto fabric = open_fabric(options, inbox);
   std::vector<std::byte> plain(bytes, std::byte{3});
-  const std::vector<RegionId> regions = {fabric->allocate(bytes), fabric->register_memory({plain.data(), bytes})};
+  const std::vector<RegionId> regions = {device ? fabric->register_memory(device->span()) : fabric->allocate(bytes),
+                                         fabric->register_memory({plain.data(), bytes})};
   std::cout << "card " << to_hex(fabric->card(regions)) << std::endl;
   PeerId other = 0;
   for (std::string line; std::getline(std::cin, line);) {
@@ -71,7 +74,9 @@ void serve(bool network_only, std::uint64_t bytes) {
     if (command == "sum") {
       std::uint64_t region = 0, offset = 0, length = 0;
       words >> region >> offset >> length;
-      std::cout << "sum " << weighted_sum({fabric->memory(regions.at(region)).address + offset, length}) << std::endl;
+      const auto copy = device && region == 0 ? device->read() : std::vector<std::byte>();
+      const std::byte* start = copy.empty() ? fabric->memory(regions.at(region)).address : copy.data();
+      std::cout << "sum " << weighted_sum({start + offset, length}) << std::endl;
     }
     if (command == "connect") {
       std::string hex;
@@ -94,7 +99,7 @@ int main(int argc, char** argv) {
   if (argc != 3) return 2;
   ::alarm(60);  // a test that forgets this process does not leave it behind
   try {
-    serve(std::string(argv[1]) == "network", std::strtoull(argv[2], nullptr, 10));
+    serve(argv[1], std::strtoull(argv[2], nullptr, 10));
   } catch (const Error& error) {
     std::cout << "error " << error.what() << std::endl;
     return 1;

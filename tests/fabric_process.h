@@ -29,7 +29,9 @@ inline Deadline soon() { return Deadline::after(Milliseconds(5000)); }
 // fabric_peer, which lies beside this program.
 class PeerProcess {
  public:
-  explicit PeerProcess(bool network_only) {
+  explicit PeerProcess(bool network_only) : PeerProcess(network_only ? "network" : "shortcuts") {}
+  // `kind` as fabric_peer takes it.
+  explicit PeerProcess(const char* kind) {
     std::array<int, 2> commands{};
     std::array<int, 2> answers{};
     REQUIRE(::pipe2(commands.data(), O_CLOEXEC) == 0);
@@ -40,7 +42,7 @@ class PeerProcess {
     if (pid_ == 0) {
       ::dup2(commands[0], 0);
       ::dup2(answers[1], 1);
-      ::execl(program.c_str(), "fabric_peer", network_only ? "network" : "shortcuts", bytes.c_str(), nullptr);
+      ::execl(program.c_str(), "fabric_peer", kind, bytes.c_str(), nullptr);
       ::_exit(127);
     }
     ::close(commands[0]);

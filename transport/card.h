@@ -5,9 +5,10 @@
 //   u32 magic "WCFC" | u32 version | u64 total bytes | u32 worker address bytes | u32 regions | worker address
 //   then per region: u64 bytes | u64 base address | u32 kind (MemoryKind) | u32 rkey bytes | rkey
 // Region 0 is the fabric's own probe slot (see transport/ucx/README.md); a Put's target_region counts from the
-// region after it.
+// region after it. If any region is CUDA memory, the last one is another probe slot, in CUDA memory.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -30,6 +31,15 @@ struct CardRegion {
 struct Card {
   std::span<const std::byte> worker_address;
   std::vector<CardRegion> regions;
+
+  [[nodiscard]] bool has_cuda() const {
+    return std::any_of(regions.begin(), regions.end(), [](const auto& it) { return it.kind == MemoryKind::cuda; });
+  }
+  // Without the probe slots. 0 for a card without any.
+  [[nodiscard]] std::size_t offered() const {
+    const std::size_t slots = has_cuda() ? 2 : 1;
+    return regions.size() > slots ? regions.size() - slots : 0;
+  }
 };
 
 [[nodiscard]] Bytes write_card(const Card& card);

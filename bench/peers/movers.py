@@ -229,6 +229,7 @@ class Weightcast(Mover):
     def move(self, round_: int) -> None:
         if self.end.sends:
             self._rank.push(round_ + 1)
+            self._rank.wait(round_ + 1, WAIT_S)
         else:
             from weightcast import Phase
 

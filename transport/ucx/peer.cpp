@@ -51,6 +51,7 @@ Peer::Peer(PeerSetup setup, const Card& card)
 }
 
 void Peer::unpack_keys(const Card& card) {
+  offered_ = card.offered();
   for (const auto& region : card.regions) {
     ucp_rkey_h rkey = nullptr;
     const auto status = ucx().ucp_ep_rkey_unpack(endpoint_, region.rkey.data(), &rkey);

@@ -44,8 +44,11 @@ class Peer {
   [[nodiscard]] SubmissionQueue& queue() noexcept { return queue_; }
   [[nodiscard]] const std::string& name() const noexcept { return setup_.name; }
   [[nodiscard]] PeerId id() const noexcept { return setup_.id; }
-  // Index counts the probe slot. Set once, by unpack_keys().
+  // All of the card, probe slots too. Set once, by unpack_keys().
   [[nodiscard]] const std::vector<MemorySpan>& targets() const noexcept { return targets_; }
+  // The peer's own regions are targets 1 to offered().
+  [[nodiscard]] std::size_t offered() const noexcept { return offered_; }
+  [[nodiscard]] bool is_probe_slot(std::size_t target) const noexcept { return target == 0 || target > offered_; }
 
   // Posts what waits, as far as the window lets it. True if it posted something.
   bool pump();
@@ -108,7 +111,8 @@ class Peer {
   ucp_ep_h endpoint_ = nullptr;
   std::vector<UcxRkey> rkeys_;
   std::vector<MemorySpan> targets_;  // addresses in the peer
-  std::vector<Flight> flights_;      // `window` for transfers, as many for flushes and messages
+  std::size_t offered_ = 0;
+  std::vector<Flight> flights_;  // `window` for transfers, as many for flushes and messages
   std::vector<Batch> batches_;
   std::vector<Flight*> signals_;  // flushes and signals whose flush is under way, oldest first
   std::uint64_t newest_batch_ = 0;

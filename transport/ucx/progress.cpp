@@ -13,9 +13,8 @@ namespace weightcast {
 namespace {
 
 constexpr std::uint64_t kProbeBytes = 8;
-constexpr std::uint64_t kProbeStride = 64;  // so that two probes never share a cache line
-constexpr int kClosingSleep_ms = 10;        // closing makes progress without events
-constexpr int kLongestSleep_ms = 1000;      // a lost wake-up costs this much, never more
+constexpr int kClosingSleep_ms = 10;    // closing makes progress without events
+constexpr int kLongestSleep_ms = 1000;  // a lost wake-up costs this much, never more
 
 }  // namespace
 
@@ -48,7 +47,7 @@ void UcxFabric::open() {
     throw Error(Code::unavailable, "UCX cannot deliver messages or has no event descriptor: " + ucx_path());
   }
   address_ = worker_address(worker_.get());
-  const MemorySpan slot{nullptr, kProbeStride, MemoryKind::host};
+  const MemorySpan slot{nullptr, kProbeSlotBytes, MemoryKind::host};
   probe_slot_ = std::make_shared<const MemoryMapping>(context_.get(), slot);
   facts_.library_path = ucx_path();
   facts_.library_version = ucx().ucp_get_version_string();
@@ -131,6 +130,7 @@ void UcxFabric::close() noexcept {
     regions_.clear();
   }
   probe_slot_.reset();
+  cuda_probe_slot_.reset();
   context_.reset();
 }
 
@@ -152,10 +152,10 @@ ucs_status_t UcxFabric::on_message(void* fabric, const void*, std::size_t header
 }
 
 // Each region is read and the same bytes are put back: it proves the path and the key, and nothing changes even if
-// the weights were replaced since the card was made (bytes in a card could be stale). Tcp cannot read without
-// emulation; there the path does not depend on the region, so the peer's probe slot stands for all of them.
+// the weights were replaced since the card was made (bytes in a card could be stale). Tcp and cuda_ipc cannot read
+// without emulation; for what they carry, a put into the peer's probe slot of that kind of memory stands.
 void UcxFabric::probe(const std::shared_ptr<Peer>& peer, Deadline deadline) {
-  const auto regions = peer->targets().size();
+  const auto& targets = peer->targets();
   struct Probe {
     Mapping scratch;
     Mapping cuda_scratch;  // from host memory UCX has no zero-copy path to a GPU
@@ -163,38 +163,36 @@ void UcxFabric::probe(const std::shared_ptr<Peer>& peer, Deadline deadline) {
     Tally writes;
   };
   const auto probe = std::make_shared<Probe>();
-  const MemorySpan span{nullptr, regions * kProbeStride, MemoryKind::host};
-  probe->reads = std::vector<Tally>(regions);
+  probe->reads = std::vector<Tally>(targets.size());
   on_progress_thread([&] {
+    MemorySpan span{nullptr, targets.size() * kProbeSlotBytes, MemoryKind::host};
     probe->scratch = std::make_shared<const MemoryMapping>(context_.get(), span);
-    if (uses_cuda_) {
-      const MemorySpan cuda_span{nullptr, span.bytes, MemoryKind::cuda};
-      probe->cuda_scratch = std::make_shared<const MemoryMapping>(context_.get(), cuda_span);
-    }
+    span.kind = MemoryKind::cuda;
+    if (cuda_probe_slot_) probe->cuda_scratch = std::make_shared<const MemoryMapping>(context_.get(), span);
     peer->keep(probe);
   });
   const auto submit = [&](Submission::Kind kind, std::uint32_t target, Tally& tally) {
     throw_if_failed(peer->queue().push(deadline, peer->name(), [&](Submission& slot) {
       slot.kind = kind;
-      const bool cuda = probe->cuda_scratch && peer->targets()[target].kind == MemoryKind::cuda;
+      const bool cuda = probe->cuda_scratch && targets[target].kind == MemoryKind::cuda;
       slot.local = cuda ? probe->cuda_scratch : probe->scratch;
-      slot.local_offset = target * kProbeStride;
+      slot.local_offset = target * kProbeSlotBytes;
       slot.target = target;
       slot.target_offset = 0;
-      slot.bytes = std::min(kProbeBytes, peer->targets()[target].bytes);
+      slot.bytes = std::min(kProbeBytes, targets[target].bytes);
       slot.tally = &tally;
     }));
     wake();
   };
-  for (std::uint32_t i = 0; i < regions; ++i) submit(Submission::Kind::get, i, probe->reads[i]);
-  for (std::uint32_t i = 0; i < regions; ++i) {
+  for (std::uint32_t i = 0; i < targets.size(); ++i) {
+    if (!peer->is_probe_slot(i)) submit(Submission::Kind::get, i, probe->reads[i]);
+  }
+  for (std::uint32_t i = 0; i < targets.size(); ++i) {
     const auto read =
         probe->reads[i].wait(deadline, fmt::format("first contact with region {} of {}", i, peer->name()));
-    if (read.ok() || i == 0) {
-      submit(Submission::Kind::put, i, probe->writes);
-    } else if (read.code() != Code::refused || peer->targets()[i].kind == MemoryKind::cuda) {
-      throw_if_failed(read);
-    }
+    if (read.code() == Code::refused) continue;
+    throw_if_failed(read);
+    submit(Submission::Kind::put, i, probe->writes);
   }
   submit(Submission::Kind::flush, 0, probe->writes);
   throw_if_failed(probe->writes.wait(deadline, fmt::format("the probe puts of first contact with {}", peer->name())));

@@ -86,7 +86,10 @@ RegionId UcxFabric::register_memory(MemorySpan memory) {
   return keep(on_progress_thread([&] {
     if (cuda) {
       use_primary_cuda_context(device);
-      uses_cuda_ = true;
+      if (!cuda_probe_slot_) {
+        const MemorySpan slot{nullptr, kProbeSlotBytes, MemoryKind::cuda};
+        cuda_probe_slot_ = std::make_shared<const MemoryMapping>(context_.get(), slot);
+      }
     }
     return std::make_shared<const MemoryMapping>(context_.get(), memory);
   }));
@@ -120,7 +123,9 @@ Bytes UcxFabric::card(std::span<const RegionId> regions) const {
     mappings.push_back(mapping(region));
     if (!mappings.back()) throw Error(Code::invalid_argument, fmt::format("card: no region {} in this fabric", region));
   }
+  const auto is_cuda = [](const Mapping& it) { return it->span().kind == MemoryKind::cuda; };
   return on_progress_thread([&] {
+    if (std::any_of(mappings.begin(), mappings.end(), is_cuda)) mappings.push_back(cuda_probe_slot_);
     Card card;
     std::vector<Bytes> keys;
     card.worker_address = address_;
@@ -166,14 +171,14 @@ PeerId UcxFabric::connect(const std::string& name, std::span<const std::byte> ca
   }
   const auto path = on_progress_thread([&] {
     std::string paths;
-    for (std::uint32_t target = 1; target < peer->targets().size(); ++target) {
+    for (std::uint32_t target = 1; target <= peer->offered(); ++target) {
       const auto next = peer->path_to(target);
       if (paths.find(next) == std::string::npos) paths += (paths.empty() ? "" : "+") + next;
     }
     return paths.empty() ? peer->path_to(0) : paths;
   });
   const double took_s = seconds_since(start);
-  log_info("{}: {} regions reached by {} in {:.1f} ms", name, peer->targets().size() - 1, path, took_s * 1e3);
+  log_info("{}: {} regions reached by {} in {:.1f} ms", name, peer->offered(), path, took_s * 1e3);
   const std::scoped_lock lock(mutex_);
   if (const auto it = known_.find(setup.id); it != known_.end()) it->second.facts = {name, path, took_s};
   return setup.id;
@@ -216,9 +221,9 @@ Status UcxFabric::put(const Put& put, Deadline deadline) {
   if (!peer) return {Code::invalid_argument, fmt::format("put: no peer {}: disconnected?", put.peer)};
   if (!source) return {Code::invalid_argument, fmt::format("put: no region {}: released?", put.source_region)};
   const std::uint64_t target = put.target_region + std::uint64_t{1};  // 0 is the probe slot
-  if (target >= peer->targets().size()) {
-    return {Code::invalid_argument, fmt::format("put: {} has {} regions, not region {}", peer->name(),
-                                                peer->targets().size() - 1, put.target_region)};
+  if (target > peer->offered()) {
+    return {Code::invalid_argument,
+            fmt::format("put: {} has {} regions, not region {}", peer->name(), peer->offered(), put.target_region)};
   }
   if (auto status = check_range("source", put.source_offset, put.bytes, source->span().bytes); !status.ok()) {
     return status;

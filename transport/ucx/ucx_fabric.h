@@ -25,6 +25,8 @@
 
 namespace weightcast {
 
+inline constexpr std::uint64_t kProbeSlotBytes = 64;  // so that two probes never share a cache line
+
 class UcxFabric final : public Fabric {
  public:
   // After bind_ucx(). Throws Error unavailable.
@@ -101,7 +103,7 @@ class UcxFabric final : public Fabric {
   UcxWorker worker_;
   Bytes address_;
   Mapping probe_slot_;
-  bool uses_cuda_ = false;  // a region of ours is CUDA memory
+  Mapping cuda_probe_slot_;  // once a region of ours is CUDA memory
   int ucx_event_ = -1;
   std::vector<std::shared_ptr<Peer>> peers_;
   std::vector<std::shared_ptr<Peer>> closing_;
