@@ -283,11 +283,12 @@ bool Peer::is_closed() {
 std::string Peer::path_to(std::uint32_t target) const {
   void* mapped = nullptr;
   const auto address = reinterpret_cast<std::uint64_t>(targets_[target].address);
-  if (ucx().ucp_rkey_ptr(rkeys_[target].get(), address, &mapped) == UCS_OK) return "posix";
+  const bool host = targets_[target].kind == MemoryKind::host;  // cuda_ipc maps too
+  if (host && ucx().ucp_rkey_ptr(rkeys_[target].get(), address, &mapped) == UCS_OK) return "posix";
   const auto lanes = parse_put_lanes(printed([this](std::FILE* out) { ucx().ucp_ep_print_info(endpoint_, out); }));
   const auto only_cuda = [](const std::string& name) { return name.starts_with("cuda") || name == "gdr_copy"; };
   for (const auto& lane : lanes) {
-    if (only_cuda(lane) == (targets_[target].kind == MemoryKind::cuda)) return lane;
+    if (only_cuda(lane) != host) return lane;
   }
   return lanes.empty() ? "unknown" : lanes.front();
 }
