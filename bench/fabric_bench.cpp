@@ -282,7 +282,7 @@ std::vector<Case> cases_beside_ucx(Receiver& near, Receiver& far, const UcxPerft
     const auto total = path.receiver.total;
     const UcxPuts puts{path.transports, path.allocation, path.polls, chunk, total / chunk, FabricOptions{}.window};
     cases.push_back({"ucx_perftest, " + path.name, "", [&tool, puts] { return tool.put_gb_per_s(puts); }});
-    if (!tool.found()) cases.back().skipped = "ucx_perftest is neither beside the libucp in use nor in PATH";
+    cases.back().skipped = tool.reason_not_to();
     cases.push_back({"fabric, " + path.name + ", one chunk", cases.back().name,
                      timed(total, [=, &to = path.receiver, at = path.region] { to.put_all(at, chunk, chunk); })});
   }

@@ -109,10 +109,15 @@ UcxPerftest::UcxPerftest(const std::string& libucp) {
   if (::access(beside.c_str(), X_OK) == 0) {
     program_ = beside;
     library_folder_ = folder;  // the wheel's programs do not find their libraries alone
-    return;
+  } else if (std::string found; Child({"sh", "-c", "command -v ucx_perftest"}).read_all(found)) {
+    program_ = found.substr(0, found.find('\n'));
   }
-  std::string found;
-  if (Child({"sh", "-c", "command -v ucx_perftest"}).read_all(found)) program_ = found.substr(0, found.find('\n'));
+  std::string said;
+  if (program_.empty()) {
+    reason_ = "ucx_perftest is neither beside the libucp in use nor in PATH";
+  } else if (!Child({"env", "LD_LIBRARY_PATH=" + library_folder_, program_, "-h"}).read_all(said)) {
+    reason_ = fmt::format("{} does not run: {}", program_, said);
+  }
 }
 
 double UcxPerftest::put_gb_per_s(const UcxPuts& puts) const {

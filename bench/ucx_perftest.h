@@ -22,13 +22,15 @@ class UcxPerftest {
   // The ucx_perftest that belongs to this libucp.so, or else the one in PATH.
   explicit UcxPerftest(const std::string& libucp);
 
-  [[nodiscard]] bool found() const { return !program_.empty(); }
+  // Empty when the tool is there and runs.
+  [[nodiscard]] const std::string& reason_not_to() const { return reason_; }
   // Starts a sender and a receiver, both bounded in time. Loopback only; peer error mode and no emulation, as the
   // fabric has it. Throws Error: unavailable with what the tool said.
   [[nodiscard]] double put_gb_per_s(const UcxPuts& puts) const;
 
  private:
   std::string program_;
+  std::string reason_;
   std::string library_folder_;  // empty: the tool finds its libraries by itself
 };
 
