@@ -3,8 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <set>
 #include <string_view>
 #include <tuple>
@@ -102,12 +104,75 @@ std::string spread(std::string_view role, std::string_view does, const std::vect
                      size_text(*most), role, rank(most));
 }
 
+// "11.476 GB", as published tables have it.
+std::string fine_size_text(uint64_t bytes) {
+  return bytes >= 999'999'500 ? fmt::format("{:.3f} GB", static_cast<double>(bytes) / 1e9) : size_text(bytes);
+}
+
+// "0-7, 64-71"
+std::string ranks_text(const std::vector<uint32_t>& ranks) {
+  constexpr std::size_t kMostBytes = 48;
+  std::string text;
+  for (std::size_t begin = 0, end = 0; begin < ranks.size(); begin = end) {
+    for (end = begin + 1; end < ranks.size() && ranks[end] == ranks[end - 1] + 1;) ++end;
+    if (text.size() > kMostBytes) return text + ", ...";
+    if (begin > 0) text += ", ";
+    text += end - begin == 1 ? fmt::format("{}", ranks[begin]) : fmt::format("{}-{}", ranks[begin], ranks[end - 1]);
+  }
+  return text;
+}
+
+// One line per class: "  16 of 128  11.476 GB each  11,476,111,360 bytes  trainers 0-7, 64-71"
+std::string classes_text(std::string_view role, std::string_view do_what, const std::vector<uint64_t>& bytes) {
+  const auto total = std::accumulate(bytes.begin(), bytes.end(), uint64_t{0});
+  auto text = fmt::format("{} {} {}, {} bytes in all\n", counted(bytes.size(), role), do_what, fine_size_text(total),
+                          fmt::group_digits(total));
+  for (const auto& same : rank_classes(bytes)) {
+    text += fmt::format("{:>6} x {:>11}  {}s {}\n", same.ranks.size(), fine_size_text(same.most_bytes), role,
+                        ranks_text(same.ranks));
+    if (same.least_bytes == same.most_bytes) {
+      text += fmt::format("{:>21}{} bytes each\n", "", fmt::group_digits(same.most_bytes));
+    } else {
+      text += fmt::format("{:>21}{} to {} bytes\n", "", fmt::group_digits(same.least_bytes),
+                          fmt::group_digits(same.most_bytes));
+    }
+  }
+  return text;
+}
+
+std::string pairs_text(const Table& table, const Catalogs& catalogs) {
+  std::string text;
+  constexpr auto kRow = "{:>7}  {:>6}  {:>7}  {:>10}  {:>8}  {:>9}\n";
+  const auto row = [&](auto... cells) { text += fmt::format(fmt::runtime(kRow), cells...); };
+  row("trainer", "server", "replica", "bytes", "tensors", "puts");
+  for (const auto& [pair, traffic] : table.pairs) {
+    row(pair.first, pair.second, catalogs.servers[pair.second].replica, size_text(traffic.bytes),
+        traffic.tensors.size(), traffic.puts);
+  }
+  row("all", "all", "all", size_text(table.bytes), table.tensors.size(), table.puts);
+  return text;
+}
+
 std::string bound_text(const Bound& bound) {
   if (bound.seconds <= 0) return "bound: unknown, because no rate is given\n";
   return fmt::format("bound: no less than {:.2f} ms, set by {}\n", bound.seconds * 1e3, bound.binding);
 }
 
 }  // namespace
+
+std::vector<RankClass> rank_classes(const std::vector<uint64_t>& bytes) {
+  std::map<uint64_t, RankClass, std::greater<>> classes;  // by the number that a reader sees
+  for (std::size_t rank = 0; rank < bytes.size(); ++rank) {
+    const auto seen = bytes[rank] >= 999'999'500 ? (bytes[rank] + 500'000) / 1'000'000 * 1'000'000 : bytes[rank];
+    auto& same = classes[seen];
+    same.least_bytes = same.ranks.empty() ? bytes[rank] : std::min(same.least_bytes, bytes[rank]);
+    same.most_bytes = std::max(same.most_bytes, bytes[rank]);
+    same.ranks.push_back(static_cast<uint32_t>(rank));
+  }
+  std::vector<RankClass> result;
+  for (auto& [seen, same] : classes) result.push_back(std::move(same));
+  return result;
+}
 
 Bound lower_bound(const Plan& plan, const LinkRates& rates) {
   Bound bound;
@@ -118,7 +183,8 @@ Bound lower_bound(const Plan& plan, const LinkRates& rates) {
   };
   uint64_t total = 0;
   for (std::size_t rank = 0; rank < plan.server_bytes.size(); ++rank) {
-    consider(fmt::format("server {} in", rank), plan.server_bytes[rank], rates.server_in);
+    consider(fmt::format("server {} in", rank), plan.server_bytes[rank],
+             rank < rates.server_in_each.size() ? rates.server_in_each[rank] : rates.server_in);
     total += plan.server_bytes[rank];
   }
   for (std::size_t rank = 0; rank < plan.trainer_bytes.size(); ++rank) {
@@ -133,15 +199,15 @@ std::string explain(const Plan& plan, const Catalogs& catalogs, const LinkRates&
   auto text = fmt::format("{} to {} in {}: {} in {}\n\n", counted(catalogs.trainers.size(), "trainer"),
                           counted(catalogs.servers.size(), "server"), counted(replicas_of(catalogs), "replica"),
                           size_text(table.bytes), counted(table.tensors.size(), "tensor"));
-  constexpr auto kRow = "{:>7}  {:>6}  {:>7}  {:>10}  {:>8}  {:>9}\n";
-  const auto row = [&](auto... cells) { text += fmt::format(fmt::runtime(kRow), cells...); };
-  row("trainer", "server", "replica", "bytes", "tensors", "puts");
-  for (const auto& [pair, traffic] : table.pairs) {
-    row(pair.first, pair.second, catalogs.servers[pair.second].replica, size_text(traffic.bytes),
-        traffic.tensors.size(), traffic.puts);
+  constexpr std::size_t kMostPairs = 256;
+  if (table.pairs.size() <= kMostPairs) {
+    text += pairs_text(table, catalogs) + "\n" + spread("trainer", "sends", plan.trainer_bytes) +
+            spread("server", "takes", plan.server_bytes);
+  } else {
+    text += classes_text("trainer", "send", plan.trainer_bytes) + "\n" +
+            classes_text("server", "take", plan.server_bytes) + "\n" +
+            fmt::format("{} pairs of a trainer and a server, {} puts\n", table.pairs.size(), table.puts);
   }
-  row("all", "all", "all", size_text(table.bytes), table.tensors.size(), table.puts);
-  text += "\n" + spread("trainer", "sends", plan.trainer_bytes) + spread("server", "takes", plan.server_bytes);
   if (table.amax_messages > 0) {
     text += fmt::format("between trainers first: {} of block maxima, {}\n", counted(table.amax_messages, "message"),
                         size_text(table.amax_bytes));
@@ -172,8 +238,11 @@ std::string explain_json(const Plan& plan, const Catalogs& catalogs, const LinkR
       {"pairs", pairs},
       {"trainer_bytes", plan.trainer_bytes},
       {"server_bytes", plan.server_bytes},
+      {"direct", {{"trainer_bytes", plan.trainer_bytes}, {"server_bytes", plan.server_bytes}}},
       {"amax", {{"messages", table.amax_messages}, {"bytes", table.amax_bytes}}},
-      {"bound", bound.seconds > 0 ? Json{{"seconds", bound.seconds}, {"set_by", bound.binding}} : Json(nullptr)}};
+      {"bound", bound.seconds > 0 ? Json{{"seconds", bound.seconds}, {"set_by", bound.binding}} : Json(nullptr)},
+      {"bound_s", bound.seconds > 0 ? Json(bound.seconds) : Json(nullptr)},
+      {"binding", bound.seconds > 0 ? Json(bound.binding) : Json(nullptr)}};
   return document.dump(2);
 }
 
