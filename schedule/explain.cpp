@@ -13,67 +13,13 @@
 #include <utility>
 #include <vector>
 
-#include "schedule/proof_geometry.h"
+#include "schedule/traffic.h"
 
 namespace weightcast {
 namespace {
 
 using std::uint32_t;
 using std::uint64_t;
-
-struct Traffic {
-  uint64_t bytes = 0;
-  uint64_t puts = 0;
-  std::set<std::string_view> tensors;
-};
-
-struct Table {
-  std::map<std::pair<uint32_t, uint32_t>, Traffic> pairs;  // trainer, server
-  uint64_t bytes = 0;
-  uint64_t puts = 0;
-  std::set<std::string_view> tensors;
-  uint64_t amax_messages = 0;
-  uint64_t amax_bytes = 0;
-
-  void add(uint32_t trainer, uint32_t server, std::string_view tensor, uint64_t more_bytes, uint64_t more_puts) {
-    auto& pair = pairs[{trainer, server}];
-    for (auto* traffic : {&pair.bytes, &bytes}) *traffic += more_bytes;
-    for (auto* traffic : {&pair.puts, &puts}) *traffic += more_puts;
-    pair.tensors.insert(tensor);
-    tensors.insert(tensor);
-  }
-};
-
-Table table_of(const Plan& plan, const Catalogs& catalogs) {
-  Table table;
-  const auto entry_at = [&](const Destination& to) -> const Entry& {
-    return catalogs.servers[to.server].entries[to.entry];
-  };
-  for (const auto& step : plan.steps) {
-    const auto size = element_bytes(step.recipe);
-    const auto chunks = chunks_of(step, plan.chunk_bytes);
-    for (const auto& to : step.destinations) {
-      uint64_t puts = 0;
-      for (const auto& chunk : chunks) puts += proof::count_runs(entry_at(to), chunk, size);
-      table.add(step.trainer, to.server, entry_at(to).tensor, static_cast<uint64_t>(elements(step.box)) * size, puts);
-    }
-  }
-  for (const auto& step : plan.scale_steps) {
-    for (const auto& to : step.destinations) {
-      table.add(step.trainer, to.server, entry_at(to).tensor,
-                static_cast<uint64_t>(elements(step.blocks)) * sizeof(float),
-                proof::count_runs(entry_at(to), step.blocks, sizeof(float)));
-    }
-  }
-  for (const auto& exchange : plan.amax) {
-    if (exchange.from == exchange.to) continue;
-    ++table.amax_messages;
-    for (const auto& run : exchange.runs) {
-      table.amax_bytes += static_cast<uint64_t>(elements(run.blocks)) * sizeof(float);
-    }
-  }
-  return table;
-}
 
 std::size_t replicas_of(const Catalogs& catalogs) {
   std::set<uint32_t> replicas;
@@ -140,16 +86,16 @@ std::string classes_text(std::string_view role, std::string_view do_what, const 
   return text;
 }
 
-std::string pairs_text(const Table& table, const Catalogs& catalogs) {
+std::string pairs_text(const Traffic& table, const Catalogs& catalogs) {
   std::string text;
   constexpr auto kRow = "{:>7}  {:>6}  {:>7}  {:>10}  {:>8}  {:>9}\n";
   const auto row = [&](auto... cells) { text += fmt::format(fmt::runtime(kRow), cells...); };
   row("trainer", "server", "replica", "bytes", "tensors", "puts");
-  for (const auto& [pair, traffic] : table.pairs) {
-    row(pair.first, pair.second, catalogs.servers[pair.second].replica, size_text(traffic.bytes),
-        traffic.tensors.size(), traffic.puts);
+  for (const auto& pair : table.pairs) {
+    row(pair.trainer, pair.server, catalogs.servers[pair.server].replica, size_text(pair.bytes), pair.tensors,
+        pair.puts);
   }
-  row("all", "all", "all", size_text(table.bytes), table.tensors.size(), table.puts);
+  row("all", "all", "all", size_text(table.bytes), table.tensors, table.puts);
   return text;
 }
 
@@ -195,10 +141,10 @@ Bound lower_bound(const Plan& plan, const LinkRates& rates) {
 }
 
 std::string explain(const Plan& plan, const Catalogs& catalogs, const LinkRates& rates) {
-  const auto table = table_of(plan, catalogs);
+  const auto table = traffic_of(plan, catalogs);
   auto text = fmt::format("{} to {} in {}: {} in {}\n\n", counted(catalogs.trainers.size(), "trainer"),
                           counted(catalogs.servers.size(), "server"), counted(replicas_of(catalogs), "replica"),
-                          size_text(table.bytes), counted(table.tensors.size(), "tensor"));
+                          size_text(table.bytes), counted(table.tensors, "tensor"));
   constexpr std::size_t kMostPairs = 256;
   if (table.pairs.size() <= kMostPairs) {
     text += pairs_text(table, catalogs) + "\n" + spread("trainer", "sends", plan.trainer_bytes) +
@@ -217,15 +163,15 @@ std::string explain(const Plan& plan, const Catalogs& catalogs, const LinkRates&
 
 std::string explain_json(const Plan& plan, const Catalogs& catalogs, const LinkRates& rates) {
   using Json = nlohmann::ordered_json;
-  const auto table = table_of(plan, catalogs);
+  const auto table = traffic_of(plan, catalogs);
   auto pairs = Json::array();
-  for (const auto& [pair, traffic] : table.pairs) {
-    pairs.push_back({{"trainer", pair.first},
-                     {"server", pair.second},
-                     {"replica", catalogs.servers[pair.second].replica},
-                     {"bytes", traffic.bytes},
-                     {"tensors", traffic.tensors.size()},
-                     {"puts", traffic.puts}});
+  for (const auto& pair : table.pairs) {
+    pairs.push_back({{"trainer", pair.trainer},
+                     {"server", pair.server},
+                     {"replica", catalogs.servers[pair.server].replica},
+                     {"bytes", pair.bytes},
+                     {"tensors", pair.tensors},
+                     {"puts", pair.puts}});
   }
   const auto bound = lower_bound(plan, rates);
   const Json document = {
@@ -233,7 +179,7 @@ std::string explain_json(const Plan& plan, const Catalogs& catalogs, const LinkR
       {"servers", catalogs.servers.size()},
       {"replicas", replicas_of(catalogs)},
       {"bytes", table.bytes},
-      {"tensors", table.tensors.size()},
+      {"tensors", table.tensors},
       {"puts", table.puts},
       {"pairs", pairs},
       {"trainer_bytes", plan.trainer_bytes},

@@ -11,10 +11,10 @@ namespace weightcast {
 
 // Capacities for the lower bound, in GB/s; 0: unknown, left out of the bound.
 struct LinkRates {
-  double trainer_out = 0;              // of each trainer
-  double server_in = 0;                // of each server
-  double host = 0;                     // of the one host that all ranks share
-  std::vector<double> server_in_each;  // by rank, where servers differ: instead of server_in
+  double trainer_out = 0;                   // of each trainer
+  double server_in = 0;                     // of each server
+  double host = 0;                          // of the one host that all ranks share
+  std::vector<double> server_in_each = {};  // by rank, where servers differ: instead of server_in
 };
 
 struct Bound {

@@ -66,7 +66,7 @@ struct Scenario {
 };
 
 // True when the document's "format" is a scenario's, so that it may be told from a catalog.
-[[nodiscard]] bool is_scenario(std::string_view json_text) noexcept;
+[[nodiscard]] bool is_scenario(std::string_view json_text);
 
 // Throws Error{invalid_argument} naming `origin` and the JSON pointer: unknown keys, layouts that do not divide the
 // model, ranks that are not as many as the GPUs.

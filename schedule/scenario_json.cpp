@@ -264,20 +264,25 @@ std::uint64_t product(const Ranks& ranks) {
 Recipe read_recipe(const Place& place) {
   const auto& name = place.text(kMaxNameBytes);
   const auto recipe = parse_recipe(name);
-  if (!recipe)
-    place.fail(fmt::format("\"{}\" is no recipe; the nearest is \"{}\"", name.substr(0, 100),
-                           nearest(name.substr(0, 100), {"bf16", "fp16", "fp32", "fp8_e4m3_128x128_fp32"})));
-  return *recipe;
+  if (recipe) return *recipe;
+  std::vector<std::string_view> known;
+  for (const auto one : {Recipe::bf16, Recipe::fp16, Recipe::fp32, Recipe::fp8_e4m3_128x128_fp32}) {
+    known.push_back(to_string(one));
+  }
+  place.fail(fmt::format("\"{}\" is no recipe; there are {}", name.substr(0, 100), fmt::join(known, ", ")));
 }
 
 }  // namespace
 
-bool is_scenario(std::string_view json_text) noexcept {
+bool is_scenario(std::string_view json_text) {
+  constexpr std::string_view kAnyVersion = "weightcast.scenario/";
+  if (json_text.find(kAnyVersion) == std::string_view::npos)
+    return false;  // catalogs may be large: not parsed for this
   const auto document = nlohmann::json::parse(json_text, nullptr, false);
   if (!document.is_object()) return false;
   const auto format = document.find("format");
   return format != document.end() && format->is_string() &&
-         format->get_ref<const std::string&>().starts_with("weightcast.scenario/");
+         format->get_ref<const std::string&>().starts_with(kAnyVersion);
 }
 
 Scenario parse_scenario(std::string_view json_text, const std::string& origin) {
