@@ -18,9 +18,13 @@ namespace {
 
 constexpr std::string_view kFormat = "weightcast.scenario/1";
 constexpr std::size_t kMaxTextBytes = std::size_t{1} << 20;
-constexpr std::int64_t kMaxSize = std::int64_t{1} << 24;  // of an axis: products of four stay within 64 bits
-constexpr std::int64_t kMaxLayers = 1 << 12;
-constexpr std::int64_t kMaxExperts = 1 << 14;
+// Far above any model, and small enough that the bytes of all its tensors fit into 63 bits.
+constexpr std::int64_t kMaxSize = 1 << 20;  // of an axis
+constexpr std::int64_t kMaxHeads = 1 << 12;
+constexpr std::int64_t kMaxHeadDim = 1 << 12;
+constexpr std::int64_t kMaxLayers = 1 << 10;
+constexpr std::int64_t kMaxExperts = 1 << 17;  // of all layers together
+constexpr std::int64_t kMaxSharedExperts = 1 << 6;
 constexpr std::int64_t kMaxRanks = 1 << 14;
 constexpr std::size_t kMaxPools = 64;
 
@@ -38,8 +42,9 @@ std::int64_t size_at(const Place& place, std::string_view key, std::int64_t most
   return place.at(key).integer(1, most);
 }
 
-std::int64_t size_or(const Place& place, std::string_view key, std::int64_t otherwise, std::int64_t least = 1) {
-  return place.has(key) && !place.at(key).value().is_null() ? place.at(key).integer(least, kMaxSize) : otherwise;
+std::int64_t size_or(const Place& place, std::string_view key, std::int64_t otherwise, std::int64_t most = kMaxSize) {
+  const auto least = std::min<std::int64_t>(otherwise, 1);
+  return place.has(key) && !place.at(key).value().is_null() ? place.at(key).integer(least, most) : otherwise;
 }
 
 std::uint32_t ranks_or_one(const Place& place, std::string_view key) {
@@ -60,24 +65,25 @@ Family family_of(const Place& place) {
 
 // Only keys that decide shapes, and the commonest of those that do not.
 void require_model_keys(const Place& place) {
-  place.require_keys({"model_type", "hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads",
-                      "num_key_value_heads", "head_dim", "intermediate_size", "tie_word_embeddings", "num_experts",
-                      "n_routed_experts", "moe_intermediate_size", "n_shared_experts", "first_k_dense_replace",
-                      "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
-                      // Without influence on shapes.
-                      "architectures", "attention_bias", "attention_dropout", "auto_map", "aux_loss_alpha",
-                      "bos_token_id", "decoder_sparse_step", "ep_size", "eos_token_id", "hidden_act",
-                      "initializer_range", "max_position_embeddings", "max_window_layers", "mlp_only_layers",
-                      "moe_layer_freq", "n_group", "norm_topk_prob", "num_experts_per_tok", "num_nextn_predict_layers",
-                      "output_router_logits", "pad_token_id", "pretraining_tp", "quantization_config", "rms_norm_eps",
-                      "rope_interleaved", "rope_scaling", "rope_theta", "routed_scaling_factor", "router_aux_loss_coef",
-                      "scoring_func", "seq_aux", "sliding_window", "topk_group", "topk_method", "torch_dtype",
-                      "transformers_version", "use_cache", "use_sliding_window"});
+  place.require_keys(
+      {"model_type", "hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads", "num_key_value_heads",
+       "head_dim", "intermediate_size", "tie_word_embeddings", "num_experts", "n_routed_experts",
+       "moe_intermediate_size", "n_shared_experts", "first_k_dense_replace", "q_lora_rank", "kv_lora_rank",
+       "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+       // Without influence on shapes.
+       "architectures", "dtype", "is_llama_config", "layer_types", "mlp_bias", "attention_bias", "attention_dropout",
+       "auto_map", "aux_loss_alpha", "bos_token_id", "decoder_sparse_step", "ep_size", "eos_token_id", "hidden_act",
+       "initializer_range", "max_position_embeddings", "max_window_layers", "mlp_only_layers", "moe_layer_freq",
+       "n_group", "norm_topk_prob", "num_experts_per_tok", "num_nextn_predict_layers", "output_router_logits",
+       "pad_token_id", "pretraining_tp", "quantization_config", "rms_norm_eps", "rope_interleaved", "rope_scaling",
+       "rope_theta", "routed_scaling_factor", "router_aux_loss_coef", "scoring_func", "seq_aux", "sliding_window",
+       "topk_group", "topk_method", "torch_dtype", "transformers_version", "use_cache", "use_sliding_window"});
   // These would change shapes if they were anything else.
   const auto require = [&](std::string_view key, const auto& value, std::string_view words) {
     if (place.has(key) && place.at(key).value() != value) place.at(key).fail(words);
   };
   require("attention_bias", false, "must be false: only qwen2 has biases here");
+  require("mlp_bias", false, "must be false: no model here has such biases");
   require("decoder_sparse_step", 1, "must be 1: every layer is a mixture of experts");
   require("mlp_only_layers", Place::Json::array(), "must be empty: every layer is a mixture of experts");
   require("moe_layer_freq", 1, "must be 1: every layer from first_k_dense_replace on is a mixture of experts");
@@ -86,16 +92,16 @@ void require_model_keys(const Place& place) {
 void read_experts(const Place& place, ModelConfig& model) {
   const bool is_latent = model.family == Family::deepseek_v3;
   if (!is_latent && model.family != Family::qwen3_moe) return;
-  model.experts = size_at(place, is_latent ? "n_routed_experts" : "num_experts", kMaxExperts);
+  model.experts = size_at(place, is_latent ? "n_routed_experts" : "num_experts", kMaxExperts / model.num_hidden_layers);
   model.moe_intermediate_size = size_at(place, "moe_intermediate_size");
   if (!is_latent) return;
-  model.n_shared_experts = size_or(place, "n_shared_experts", 0, 0);
-  model.first_k_dense_replace = size_or(place, "first_k_dense_replace", 0, 0);
+  model.n_shared_experts = size_or(place, "n_shared_experts", 0, kMaxSharedExperts);
+  model.first_k_dense_replace = size_or(place, "first_k_dense_replace", 0);
   model.q_lora_rank = size_or(place, "q_lora_rank", 0);
   model.kv_lora_rank = size_at(place, "kv_lora_rank");
-  model.qk_nope_head_dim = size_at(place, "qk_nope_head_dim");
-  model.qk_rope_head_dim = size_at(place, "qk_rope_head_dim");
-  model.v_head_dim = size_at(place, "v_head_dim");
+  model.qk_nope_head_dim = size_at(place, "qk_nope_head_dim", kMaxHeadDim);
+  model.qk_rope_head_dim = size_at(place, "qk_rope_head_dim", kMaxHeadDim);
+  model.v_head_dim = size_at(place, "v_head_dim", kMaxHeadDim);
 }
 
 ModelConfig read_model(const Place& place) {
@@ -105,14 +111,14 @@ ModelConfig read_model(const Place& place) {
   model.hidden_size = size_at(place, "hidden_size");
   model.num_hidden_layers = size_at(place, "num_hidden_layers", kMaxLayers);
   model.vocab_size = size_at(place, "vocab_size");
-  model.num_attention_heads = size_at(place, "num_attention_heads", 1 << 16);
+  model.num_attention_heads = size_at(place, "num_attention_heads", kMaxHeads);
   model.num_key_value_heads = size_or(place, "num_key_value_heads", model.num_attention_heads);
   if (model.num_attention_heads % model.num_key_value_heads != 0) {
     place.at("num_key_value_heads")
         .fail(fmt::format("{} does not divide the {} attention heads", model.num_key_value_heads,
                           model.num_attention_heads));
   }
-  model.head_dim = size_or(place, "head_dim", model.hidden_size / model.num_attention_heads);
+  model.head_dim = size_or(place, "head_dim", model.hidden_size / model.num_attention_heads, kMaxHeadDim);
   if (model.head_dim < 1) place.fail("has no head_dim, and hidden_size / num_attention_heads is 0");
   model.tie_word_embeddings = place.has("tie_word_embeddings") && place.at("tie_word_embeddings").boolean();
   read_experts(place, model);

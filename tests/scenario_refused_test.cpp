@@ -39,6 +39,19 @@ TEST_CASE("the scene that the others change is accepted") {
   CHECK(error_of(small_mixture().dump()) == "accepted");
 }
 
+TEST_CASE("a config.json is taken as it is: fields that decide no shape are read over") {
+  auto scene = small_mixture();
+  scene["model"].update({{"architectures", {"Qwen3MoeForCausalLM"}},
+                         {"attention_bias", false},
+                         {"rope_theta", 1e6},
+                         {"mlp_only_layers", Json::array()},
+                         {"num_experts_per_tok", 2},
+                         {"sliding_window", nullptr}});
+  CHECK(error_of(scene.dump()) == "accepted");
+  CHECK(refused(scene, "/model/attention_bias", true) ==
+        "scene.json: /model/attention_bias: must be false: only qwen2 has biases here");
+}
+
 TEST_CASE("an unknown key is named together with the nearest known one") {
   CHECK(refused("/servers/0/layout/replica", 2) ==
         "scene.json: /servers/0/layout: unknown key \"replica\"; the nearest known one is \"replicas\"");
@@ -57,6 +70,8 @@ TEST_CASE("a missing key, a wrong type and a value out of range are named with t
   CHECK(refused("/trainers/layout/fsdp", "two") ==
         "scene.json: /trainers/layout/fsdp: must be an integer from 1 to 16384, is \"two\"");
   CHECK(contains(refused("/trainers/hardware/nic_gbs", -1), "/trainers/hardware/nic_gbs: must be a number above 0"));
+  CHECK(contains(refused(small_mixture(), "/model/num_experts", 1 << 20),
+                 "/model/num_experts: must be an integer from 1"));
   CHECK(contains(refused("/servers", Json::array()), "/servers: must name at least one pool"));
   CHECK(contains(error_of("{\"format\": "), "scene.json: parse error at line 1"));
   CHECK(contains(error_of("[]"), "scene.json: the document: must be an object"));
