@@ -116,6 +116,7 @@ std::vector<RankClass> rank_classes(const std::vector<uint64_t>& bytes) {
     same.ranks.push_back(static_cast<uint32_t>(rank));
   }
   std::vector<RankClass> result;
+  result.reserve(classes.size());
   for (auto& [seen, same] : classes) result.push_back(std::move(same));
   return result;
 }
