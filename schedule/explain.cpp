@@ -3,75 +3,23 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <set>
 #include <string_view>
 #include <tuple>
 #include <utility>
 #include <vector>
 
-#include "schedule/proof_geometry.h"
+#include "schedule/traffic.h"
 
 namespace weightcast {
 namespace {
 
 using std::uint32_t;
 using std::uint64_t;
-
-struct Traffic {
-  uint64_t bytes = 0;
-  uint64_t puts = 0;
-  std::set<std::string_view> tensors;
-};
-
-struct Table {
-  std::map<std::pair<uint32_t, uint32_t>, Traffic> pairs;  // trainer, server
-  uint64_t bytes = 0;
-  uint64_t puts = 0;
-  std::set<std::string_view> tensors;
-  uint64_t amax_messages = 0;
-  uint64_t amax_bytes = 0;
-
-  void add(uint32_t trainer, uint32_t server, std::string_view tensor, uint64_t more_bytes, uint64_t more_puts) {
-    auto& pair = pairs[{trainer, server}];
-    for (auto* traffic : {&pair.bytes, &bytes}) *traffic += more_bytes;
-    for (auto* traffic : {&pair.puts, &puts}) *traffic += more_puts;
-    pair.tensors.insert(tensor);
-    tensors.insert(tensor);
-  }
-};
-
-Table table_of(const Plan& plan, const Catalogs& catalogs) {
-  Table table;
-  const auto entry_at = [&](const Destination& to) -> const Entry& {
-    return catalogs.servers[to.server].entries[to.entry];
-  };
-  for (const auto& step : plan.steps) {
-    const auto size = element_bytes(step.recipe);
-    const auto chunks = chunks_of(step, plan.chunk_bytes);
-    for (const auto& to : step.destinations) {
-      uint64_t puts = 0;
-      for (const auto& chunk : chunks) puts += proof::count_runs(entry_at(to), chunk, size);
-      table.add(step.trainer, to.server, entry_at(to).tensor, static_cast<uint64_t>(elements(step.box)) * size, puts);
-    }
-  }
-  for (const auto& step : plan.scale_steps) {
-    for (const auto& to : step.destinations) {
-      table.add(step.trainer, to.server, entry_at(to).tensor,
-                static_cast<uint64_t>(elements(step.blocks)) * sizeof(float),
-                proof::count_runs(entry_at(to), step.blocks, sizeof(float)));
-    }
-  }
-  for (const auto& exchange : plan.amax) {
-    if (exchange.from == exchange.to) continue;
-    ++table.amax_messages;
-    for (const auto& run : exchange.runs) {
-      table.amax_bytes += static_cast<uint64_t>(elements(run.blocks)) * sizeof(float);
-    }
-  }
-  return table;
-}
 
 std::size_t replicas_of(const Catalogs& catalogs) {
   std::set<uint32_t> replicas;
@@ -102,12 +50,76 @@ std::string spread(std::string_view role, std::string_view does, const std::vect
                      size_text(*most), role, rank(most));
 }
 
+// "11.476 GB", as published tables have it.
+std::string fine_size_text(uint64_t bytes) {
+  return bytes >= 999'999'500 ? fmt::format("{:.3f} GB", static_cast<double>(bytes) / 1e9) : size_text(bytes);
+}
+
+// "0-7, 64-71"
+std::string ranks_text(const std::vector<uint32_t>& ranks) {
+  constexpr std::size_t kMostBytes = 48;
+  std::string text;
+  for (std::size_t begin = 0, end = 0; begin < ranks.size(); begin = end) {
+    for (end = begin + 1; end < ranks.size() && ranks[end] == ranks[end - 1] + 1;) ++end;
+    if (text.size() > kMostBytes) return text + ", ...";
+    if (begin > 0) text += ", ";
+    text += end - begin == 1 ? fmt::format("{}", ranks[begin]) : fmt::format("{}-{}", ranks[begin], ranks[end - 1]);
+  }
+  return text;
+}
+
+// One line per class: "  16 of 128  11.476 GB each  11,476,111,360 bytes  trainers 0-7, 64-71"
+std::string classes_text(std::string_view role, std::string_view do_what, const std::vector<uint64_t>& bytes) {
+  const auto total = std::accumulate(bytes.begin(), bytes.end(), uint64_t{0});
+  auto text = fmt::format("{} {} {}, {} bytes in all\n", counted(bytes.size(), role), do_what, fine_size_text(total),
+                          fmt::group_digits(total));
+  for (const auto& same : rank_classes(bytes)) {
+    text += fmt::format("{:>6} x {:>11}  {}s {}\n", same.ranks.size(), fine_size_text(same.most_bytes), role,
+                        ranks_text(same.ranks));
+    if (same.least_bytes == same.most_bytes) {
+      text += fmt::format("{:>21}{} bytes each\n", "", fmt::group_digits(same.most_bytes));
+    } else {
+      text += fmt::format("{:>21}{} to {} bytes\n", "", fmt::group_digits(same.least_bytes),
+                          fmt::group_digits(same.most_bytes));
+    }
+  }
+  return text;
+}
+
+std::string pairs_text(const Traffic& table, const Catalogs& catalogs) {
+  std::string text;
+  constexpr auto kRow = "{:>7}  {:>6}  {:>7}  {:>10}  {:>8}  {:>9}\n";
+  const auto row = [&](auto... cells) { text += fmt::format(fmt::runtime(kRow), cells...); };
+  row("trainer", "server", "replica", "bytes", "tensors", "puts");
+  for (const auto& pair : table.pairs) {
+    row(pair.trainer, pair.server, catalogs.servers[pair.server].replica, size_text(pair.bytes), pair.tensors,
+        pair.puts);
+  }
+  row("all", "all", "all", size_text(table.bytes), table.tensors, table.puts);
+  return text;
+}
+
 std::string bound_text(const Bound& bound) {
   if (bound.seconds <= 0) return "bound: unknown, because no rate is given\n";
   return fmt::format("bound: no less than {:.2f} ms, set by {}\n", bound.seconds * 1e3, bound.binding);
 }
 
 }  // namespace
+
+std::vector<RankClass> rank_classes(const std::vector<uint64_t>& bytes) {
+  std::map<uint64_t, RankClass, std::greater<>> classes;  // by the number that a reader sees
+  for (std::size_t rank = 0; rank < bytes.size(); ++rank) {
+    const auto seen = bytes[rank] >= 999'999'500 ? (bytes[rank] + 500'000) / 1'000'000 * 1'000'000 : bytes[rank];
+    auto& same = classes[seen];
+    same.least_bytes = same.ranks.empty() ? bytes[rank] : std::min(same.least_bytes, bytes[rank]);
+    same.most_bytes = std::max(same.most_bytes, bytes[rank]);
+    same.ranks.push_back(static_cast<uint32_t>(rank));
+  }
+  std::vector<RankClass> result;
+  result.reserve(classes.size());
+  for (auto& [seen, same] : classes) result.push_back(std::move(same));
+  return result;
+}
 
 Bound lower_bound(const Plan& plan, const LinkRates& rates) {
   Bound bound;
@@ -118,7 +130,8 @@ Bound lower_bound(const Plan& plan, const LinkRates& rates) {
   };
   uint64_t total = 0;
   for (std::size_t rank = 0; rank < plan.server_bytes.size(); ++rank) {
-    consider(fmt::format("server {} in", rank), plan.server_bytes[rank], rates.server_in);
+    consider(fmt::format("server {} in", rank), plan.server_bytes[rank],
+             rank < rates.server_in_each.size() ? rates.server_in_each[rank] : rates.server_in);
     total += plan.server_bytes[rank];
   }
   for (std::size_t rank = 0; rank < plan.trainer_bytes.size(); ++rank) {
@@ -129,19 +142,19 @@ Bound lower_bound(const Plan& plan, const LinkRates& rates) {
 }
 
 std::string explain(const Plan& plan, const Catalogs& catalogs, const LinkRates& rates) {
-  const auto table = table_of(plan, catalogs);
+  const auto table = traffic_of(plan, catalogs);
   auto text = fmt::format("{} to {} in {}: {} in {}\n\n", counted(catalogs.trainers.size(), "trainer"),
                           counted(catalogs.servers.size(), "server"), counted(replicas_of(catalogs), "replica"),
-                          size_text(table.bytes), counted(table.tensors.size(), "tensor"));
-  constexpr auto kRow = "{:>7}  {:>6}  {:>7}  {:>10}  {:>8}  {:>9}\n";
-  const auto row = [&](auto... cells) { text += fmt::format(fmt::runtime(kRow), cells...); };
-  row("trainer", "server", "replica", "bytes", "tensors", "puts");
-  for (const auto& [pair, traffic] : table.pairs) {
-    row(pair.first, pair.second, catalogs.servers[pair.second].replica, size_text(traffic.bytes),
-        traffic.tensors.size(), traffic.puts);
+                          size_text(table.bytes), counted(table.tensors, "tensor"));
+  constexpr std::size_t kMostPairs = 256;
+  if (table.pairs.size() <= kMostPairs) {
+    text += pairs_text(table, catalogs) + "\n" + spread("trainer", "sends", plan.trainer_bytes) +
+            spread("server", "takes", plan.server_bytes);
+  } else {
+    text += classes_text("trainer", "send", plan.trainer_bytes) + "\n" +
+            classes_text("server", "take", plan.server_bytes) + "\n" +
+            fmt::format("{} pairs of a trainer and a server, {} puts\n", table.pairs.size(), table.puts);
   }
-  row("all", "all", "all", size_text(table.bytes), table.tensors.size(), table.puts);
-  text += "\n" + spread("trainer", "sends", plan.trainer_bytes) + spread("server", "takes", plan.server_bytes);
   if (table.amax_messages > 0) {
     text += fmt::format("between trainers first: {} of block maxima, {}\n", counted(table.amax_messages, "message"),
                         size_text(table.amax_bytes));
@@ -151,15 +164,15 @@ std::string explain(const Plan& plan, const Catalogs& catalogs, const LinkRates&
 
 std::string explain_json(const Plan& plan, const Catalogs& catalogs, const LinkRates& rates) {
   using Json = nlohmann::ordered_json;
-  const auto table = table_of(plan, catalogs);
+  const auto table = traffic_of(plan, catalogs);
   auto pairs = Json::array();
-  for (const auto& [pair, traffic] : table.pairs) {
-    pairs.push_back({{"trainer", pair.first},
-                     {"server", pair.second},
-                     {"replica", catalogs.servers[pair.second].replica},
-                     {"bytes", traffic.bytes},
-                     {"tensors", traffic.tensors.size()},
-                     {"puts", traffic.puts}});
+  for (const auto& pair : table.pairs) {
+    pairs.push_back({{"trainer", pair.trainer},
+                     {"server", pair.server},
+                     {"replica", catalogs.servers[pair.server].replica},
+                     {"bytes", pair.bytes},
+                     {"tensors", pair.tensors},
+                     {"puts", pair.puts}});
   }
   const auto bound = lower_bound(plan, rates);
   const Json document = {
@@ -167,13 +180,16 @@ std::string explain_json(const Plan& plan, const Catalogs& catalogs, const LinkR
       {"servers", catalogs.servers.size()},
       {"replicas", replicas_of(catalogs)},
       {"bytes", table.bytes},
-      {"tensors", table.tensors.size()},
+      {"tensors", table.tensors},
       {"puts", table.puts},
       {"pairs", pairs},
       {"trainer_bytes", plan.trainer_bytes},
       {"server_bytes", plan.server_bytes},
+      {"direct", {{"trainer_bytes", plan.trainer_bytes}, {"server_bytes", plan.server_bytes}}},
       {"amax", {{"messages", table.amax_messages}, {"bytes", table.amax_bytes}}},
-      {"bound", bound.seconds > 0 ? Json{{"seconds", bound.seconds}, {"set_by", bound.binding}} : Json(nullptr)}};
+      {"bound", bound.seconds > 0 ? Json{{"seconds", bound.seconds}, {"set_by", bound.binding}} : Json(nullptr)},
+      {"bound_s", bound.seconds > 0 ? Json(bound.seconds) : Json(nullptr)},
+      {"binding", bound.seconds > 0 ? Json(bound.binding) : Json(nullptr)}};
   return document.dump(2);
 }
 

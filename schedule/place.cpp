@@ -16,7 +16,7 @@ void Place::fail(std::string_view what) const {
   const auto pointer = this->pointer();
   const auto tensor = tensor_.empty() ? "" : fmt::format(" (tensor {})", tensor_);
   throw Error(Code::invalid_argument,
-              fmt::format("{}: {}{}: {}", origin_, pointer.empty() ? "the catalog" : pointer, tensor, what));
+              fmt::format("{}: {}{}: {}", origin_, pointer.empty() ? "the document" : pointer, tensor, what));
 }
 
 void Place::require_keys(std::initializer_list<std::string_view> known) const {
@@ -64,6 +64,14 @@ std::uint64_t Place::count() const {
     fail(fmt::format("must be an integer from 0 to 2^64-1, is {}", value_.dump().substr(0, 100)));
   }
   return value_.get<std::uint64_t>();
+}
+
+double Place::positive_number() const {
+  constexpr double kMost = 1e9;  // far from where products overflow
+  if (!value_.is_number() || !(value_.get<double>() > 0) || value_.get<double>() > kMost) {
+    fail(fmt::format("must be a number above 0, at most {}, is {}", kMost, value_.dump().substr(0, 100)));
+  }
+  return value_.get<double>();
 }
 
 bool Place::boolean() const {

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
+#include <vector>
 
 #include "tests/small_world.h"
 
@@ -57,6 +58,24 @@ TEST_CASE("the bound is the slowest of the resources whose rate is known") {
   CHECK(by_host.binding == "host, 4.00 GB");
 }
 
+TEST_CASE("each server may have a rate of its own") {
+  Plan plan;
+  plan.server_bytes = {1'000'000'000, 3'000'000'000};
+  const auto bound = lower_bound(plan, {.server_in_each = {1, 6}});
+  CHECK(bound.seconds == doctest::Approx(1.0));
+  CHECK(bound.binding == "server 0 in, 1.00 GB");
+}
+
+TEST_CASE("ranks that look alike to a reader are one class, the largest first") {
+  const auto classes = rank_classes({2'000'000'001, 5, 2'000'400'000, 2'000'600'000, 5});
+  REQUIRE(classes.size() == 3);
+  CHECK(classes[0].ranks == std::vector<std::uint32_t>{3});
+  CHECK(classes[1].ranks == std::vector<std::uint32_t>{0, 2});
+  CHECK(classes[1].least_bytes == 2'000'000'001);
+  CHECK(classes[1].most_bytes == 2'000'400'000);
+  CHECK(classes[2].ranks == std::vector<std::uint32_t>{1, 4});
+}
+
 TEST_CASE("the JSON says what the table says") {
   const auto w = world();
   const auto table = nlohmann::json::parse(explain_json(w.plan, w.catalogs, {.server_in = 0.5}));
@@ -66,6 +85,10 @@ TEST_CASE("the JSON says what the table says") {
   CHECK(table["bytes"] == 98456);
   CHECK(table["puts"] == 263);
   CHECK(table["server_bytes"] == nlohmann::json{65680, 32776});
+  CHECK(table["direct"] == nlohmann::json{{"trainer_bytes", table["trainer_bytes"]}, {"server_bytes", {65680, 32776}}});
   CHECK(table["bound"]["set_by"] == "server 0 in, 65.7 kB");
-  CHECK(nlohmann::json::parse(explain_json(w.plan, w.catalogs, {}))["bound"].is_null());
+  CHECK(table["binding"] == "server 0 in, 65.7 kB");
+  CHECK(table["bound_s"] == doctest::Approx(65680 / 0.5e9));
+  const auto unbound = nlohmann::json::parse(explain_json(w.plan, w.catalogs, {}));
+  for (const auto* key : {"bound", "bound_s", "binding"}) CHECK(unbound[key].is_null());
 }

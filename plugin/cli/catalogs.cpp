@@ -2,28 +2,38 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <map>
 #include <utility>
 
 #include "schedule/config.h"
 #include "schedule/planner.h"
+#include "schedule/scenario.h"
 #include "schedule/strict_json.h"
 #include "transport/base/status.h"
 
 namespace weightcast::cli {
 
 void add_plan_input(CLI::App& command, PlanInput& input) {
-  command.add_option("catalog", input.catalog_files, "catalog files, one for each trainer and each server")->required();
+  command.add_option("file", input.files, "one scenario, or catalogs: one for each trainer and each server")
+      ->required();
   command.add_option("--config", input.config_file, "configuration file: chunk_bytes and unused_tensors count here");
   command.add_option("--unused", input.unused_tensors, "a tensor that no server takes; * stands for any characters")
       ->allow_extra_args(false);  // one each, so that catalogs may follow
 }
 
-Catalogs load_catalogs(const std::vector<std::string>& files) {
+namespace {
+
+struct File {
+  std::string name;
+  std::string text;
+};
+
+Catalogs parse_catalogs(const std::vector<File>& files) {
   std::map<std::uint32_t, std::pair<Catalog, std::string>> trainers;
   std::map<std::uint32_t, std::pair<Catalog, std::string>> servers;
-  for (const auto& file : files) {
-    auto catalog = parse_catalog(read_text_file(file), file);
+  for (const auto& [file, text] : files) {
+    auto catalog = parse_catalog(text, file);
     auto& role = catalog.role == Role::trainer ? trainers : servers;
     const auto [at, is_new] = role.try_emplace(catalog.rank, catalog, file);
     if (!is_new) {
@@ -44,6 +54,22 @@ Catalogs load_catalogs(const std::vector<std::string>& files) {
     if (to->empty()) throw Error(Code::invalid_argument, fmt::format("no catalog is of a {}", name));
   }
   return catalogs;
+}
+
+}  // namespace
+
+Cluster load_cluster(const std::vector<std::string>& names) {
+  std::vector<File> files;
+  files.reserve(names.size());
+  for (const auto& name : names) files.push_back({name, read_text_file(name)});
+  const auto scenario = std::find_if(files.begin(), files.end(), [](const File& f) { return is_scenario(f.text); });
+  if (scenario == files.end()) return {parse_catalogs(files), {}};
+  if (files.size() > 1) {
+    throw Error(Code::invalid_argument,
+                fmt::format("{} is a scenario: it makes all catalogs, give no other file", scenario->name));
+  }
+  const auto parsed = parse_scenario(scenario->text, scenario->name);
+  return {catalogs_of(parsed), link_rates_of(parsed)};
 }
 
 Plan plan_of(const PlanInput& input, const Catalogs& catalogs) {

@@ -1,23 +1,29 @@
-// Catalog files on the command line: what `plan` and `explain` start from.
+// Catalog files, or one scenario, on the command line: what `plan` and `explain` start from.
 #pragma once
 
 #include <CLI/CLI.hpp>
 #include <string>
 #include <vector>
 
+#include "schedule/explain.h"
 #include "schedule/plan.h"
 
 namespace weightcast::cli {
 
 struct PlanInput {
-  std::vector<std::string> catalog_files;
+  std::vector<std::string> files;
   std::string config_file;
   std::vector<std::string> unused_tensors;
 };
 void add_plan_input(CLI::App& command, PlanInput& input);
 
-// One catalog a file, in any order; each role's ranks without gaps or repetition. Throws Error{invalid_argument}.
-[[nodiscard]] Catalogs load_catalogs(const std::vector<std::string>& files);
+struct Cluster {
+  Catalogs catalogs;
+  LinkRates rates;  // a scenario's; catalogs know none
+};
+// A scenario alone, or one catalog a file, in any order; each role's ranks without gaps or repetition. Throws
+// Error{invalid_argument}.
+[[nodiscard]] Cluster load_cluster(const std::vector<std::string>& files);
 // Plans; throws Error when the planner refuses.
 [[nodiscard]] Plan plan_of(const PlanInput& input, const Catalogs& catalogs);
 

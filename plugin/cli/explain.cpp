@@ -41,6 +41,17 @@ std::string steps_of(const Plan& plan, const Catalogs& catalogs, const std::stri
   return text;
 }
 
+// The rates of a scenario, unless the command line gives others.
+LinkRates overridden(LinkRates rates, const LinkRates& given) {
+  if (given.trainer_out > 0) rates.trainer_out = given.trainer_out;
+  if (given.server_in > 0) {
+    rates.server_in = given.server_in;
+    rates.server_in_each.clear();
+  }
+  if (given.host > 0) rates.host = given.host;
+  return rates;
+}
+
 }  // namespace
 
 void add_explain(CLI::App& app, Action& action) {
@@ -52,7 +63,8 @@ void add_explain(CLI::App& app, Action& action) {
   };
   auto options = std::make_shared<Options>();
   auto& command = add_command(app, "explain", "Says who sends what to whom, and how fast it could be at best",
-                              "weightcast explain --server-gbs 50 --trainer-gbs 50 *.catalog.json\n"
+                              "weightcast explain scenario.json\n"
+                              "  weightcast explain --server-gbs 50 --trainer-gbs 50 *.catalog.json\n"
                               "  weightcast explain --tensor 'model.layers.0.*' *.catalog.json");
   add_plan_input(command, options->input);
   const auto rate = [&](const char* flag, double& value, const char* what) {
@@ -66,14 +78,15 @@ void add_explain(CLI::App& app, Action& action) {
   command.add_flag("--json", options->json, "print the routing table as JSON")->excludes(tensor);
   command.callback([&action, options] {
     action = [options] {
-      const auto catalogs = load_catalogs(options->input.catalog_files);
+      const auto [catalogs, known] = load_cluster(options->input.files);
+      const auto rates = overridden(known, options->rates);
       const auto plan = plan_of(options->input, catalogs);
       if (!options->tensor.empty()) {
         print(steps_of(plan, catalogs, options->tensor));
       } else if (options->json) {
-        print(explain_json(plan, catalogs, options->rates) + "\n");
+        print(explain_json(plan, catalogs, rates) + "\n");
       } else {
-        print(explain(plan, catalogs, options->rates));
+        print(explain(plan, catalogs, rates));
       }
       return kDone;
     };
