@@ -16,6 +16,14 @@ constexpr std::uint64_t kProbeBytes = 8;
 constexpr int kClosingSleep_ms = 10;    // closing makes progress without events
 constexpr int kLongestSleep_ms = 1000;  // a lost wake-up costs this much, never more
 
+// Until the process ends UCX may call back into these.
+void keep_for_ever(std::vector<std::shared_ptr<Peer>> peers) {
+  static std::mutex mutex;
+  static auto* const kept = new std::vector<std::shared_ptr<Peer>>();
+  const std::scoped_lock lock(mutex);
+  kept->insert(kept->end(), peers.begin(), peers.end());
+}
+
 }  // namespace
 
 void UcxFabric::run(std::promise<void> opened) {
@@ -118,7 +126,7 @@ void UcxFabric::close() noexcept {
     close_peers();
   }
   if (!abandoned_.empty()) {
-    new std::vector<std::shared_ptr<Peer>>(std::move(abandoned_));
+    keep_for_ever(std::move(abandoned_));
     [[maybe_unused]] auto* kept_worker = worker_.release();
     [[maybe_unused]] auto* kept_context = context_.release();
     return;
