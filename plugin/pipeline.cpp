@@ -43,7 +43,9 @@ MoveResult Pipeline::move(std::uint64_t version, std::uint64_t token) {
   reset_for(version, token);
   fabric_.set_active(true);
   send_amax();
-  const std::function<void(std::size_t)> part = [this](std::size_t member) { work(*workers_[member]); };
+  const std::function<void(std::size_t)> part = [this](std::size_t member) {
+    if (member < workers_.size()) work(*workers_[member]);
+  };
   team_.run(part);
   if (!stopped()) send_scales(*workers_[0]);
   if (!stopped()) send_signals();

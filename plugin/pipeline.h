@@ -174,7 +174,7 @@ class Pipeline {
   std::vector<std::unique_ptr<ServerLink>> servers_;
   std::map<std::uint32_t, BlockGrid> grids_;  // by entry
   std::vector<Outgoing> outgoing_;
-  std::vector<std::unique_ptr<Worker>> workers_;  // one per thread of the team
+  std::vector<std::unique_ptr<Worker>> workers_;  // of the team's first threads
   Tally amax_sent_;
 
   // ---- of one move() ----

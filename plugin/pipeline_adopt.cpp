@@ -87,19 +87,22 @@ void Pipeline::prepare_jobs() {
   }
   slot_bytes = (slot_bytes + 63) / 64 * 64;
   std::uint64_t slots = config_.performance.scratch_bytes / slot_bytes;
-  if (slots < 2 * team_.size()) {
+  // As many threads as were asked for, or, where nobody asked, as many as the scratch keeps busy.
+  const bool asked = config_.performance.threads != 0;
+  const std::uint64_t workers = asked ? team_.size() : std::clamp<std::uint64_t>(slots / 2, 1, team_.size());
+  if (slots < 2 * workers) {
     throw Error(Code::invalid_argument,
                 fmt::format("{}: performance.scratch_bytes = {} holds {} chunks of {} bytes; {} are needed (two for "
-                            "each of performance.threads): set it to {} or more",
-                            name_of(catalog_), config_.performance.scratch_bytes, slots, slot_bytes, 2 * team_.size(),
-                            2 * team_.size() * slot_bytes));
+                            "each thread that casts): set it to {} or more",
+                            name_of(catalog_), config_.performance.scratch_bytes, slots, slot_bytes, 2 * workers,
+                            2 * workers * slot_bytes));
   }
-  slots = std::min(slots, std::max<std::uint64_t>(2 * team_.size(), slot_uses));
+  slots = std::min(slots, std::max(2 * workers, slot_uses));
   workers_.clear();
-  for (std::size_t member = 0; member < team_.size(); ++member) {
+  for (std::uint64_t member = 0; member < workers; ++member) {
     auto worker = std::make_unique<Worker>();
     worker->amax.resize(most_blocks);
-    for (std::uint64_t slot = member; slot < slots; slot += team_.size()) {
+    for (std::uint64_t slot = member; slot < slots; slot += workers) {
       worker->slots.push_back(std::make_unique<Slot>());
       worker->slots.back()->offset = slot * slot_bytes;
     }

@@ -55,7 +55,7 @@ struct Server::State final : FabricListener {
     } else if (auto* verify = std::get_if<Verify>(&action)) {
       worker.submit([this, order = std::move(*verify)] { verify_version(order); });
     } else if (auto* adopt = std::get_if<AdoptTable>(&action)) {
-      worker.submit([this, taken = std::move(adopt->table)] { verifier.adopt(taken); });
+      worker.submit([this, taken = std::move(adopt->table)]() mutable { verifier.adopt(std::move(taken)); });
     }
   }
   void announce(const ServerView& view) {

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <functional>
 #include <utility>
 
 #include "plugin/extent.h"
@@ -54,12 +55,12 @@ Digest Verifier::digest_of(const Part& part, const LandingMemory& landing, std::
 Status Verifier::verify(const LandingMemory& landing, std::uint64_t version, std::span<const Signal> signals) {
   for (auto& digest : digests_) digest = 0;
   std::atomic<std::size_t> next{0};
-  const std::function<void(std::size_t)> work = [&](std::size_t) {
+  const auto work = [&](std::size_t) {
     for (std::size_t index = next++; index < parts_.size(); index = next++) {
       digests_[parts_[index].sender] += digest_of(parts_[index], landing, version);
     }
   };
-  team_.run(work);
+  team_.run(std::cref(work));  // by reference: nothing is allocated
   for (std::size_t index = 0; index < table_.senders.size(); ++index) {
     const ExpectedSender& sender = table_.senders[index];
     if (const Digest digest = digests_[index]; digest != signals[index].digest) {

@@ -24,6 +24,14 @@ def test_bytes_are_those_of_each_version_over_every_path(tmp_path, path, keys):
         assert path in paths
 
 
+def test_several_threads_cast_and_verify_the_same_bytes_as_one(tmp_path):
+    keys = {"performance": {"threads": 3, "chunk_bytes": 65536}}
+    with cluster(configuration(tmp_path, **keys), cast=("mlp",)) as run:
+        for version in (1, 2):
+            assert run.update(version)["replicas_committed"] == [0, 1]
+            run.assert_hold(version)
+
+
 def test_versions_only_grow(tmp_path):
     with cluster(configuration(tmp_path)) as run:
         run.update(3)
