@@ -32,18 +32,49 @@ void Pipeline::adopt(TrainerTable table, const Routes& routes) {
     job.as_it_is = entry.source_type == SourceType::bf16 && item.step.recipe == Recipe::bf16 &&
                    entry.strides_bytes[static_cast<std::size_t>(last)] == 2 && pitch >= 0;
     for (const TargetExtent& extent : item.targets) job.targets.push_back(resolve(extent, routes));
-    for (const Target& target : job.targets) ++servers_[target.server]->steps;
     jobs_.push_back(std::move(job));
   }
   for (std::size_t index = 0; index < table_.scale_steps.size(); ++index) {
     const TrainerScaleStep& item = table_.scale_steps[index];
     ScaleJob job{index, digest_key(catalog_.entries[item.step.entry].tensor, true), {}};
     for (const TargetExtent& extent : item.targets) job.targets.push_back(resolve(extent, routes));
-    for (const Target& target : job.targets) ++servers_[target.server]->steps;
     scale_jobs_.push_back(std::move(job));
   }
+  prepare_signals();
   prepare_jobs();
   prepare_amax(routes);
+}
+
+// Which signal covers which target, and how much each waits for.
+void Pipeline::prepare_signals() {
+  std::vector<std::vector<Target*>> targets(servers_.size());
+  std::vector<std::vector<std::uint64_t>> bytes(servers_.size());
+  const auto add = [&](std::vector<Target>& all, const Box& box, std::uint64_t element) {
+    for (Target& target : all) {
+      targets[target.server].push_back(&target);
+      bytes[target.server].push_back(static_cast<std::uint64_t>(elements(box)) * element);
+    }
+  };
+  for (StepJob& job : jobs_) add(job.targets, table_.steps[job.step].step.box, job.element_bytes);
+  for (ScaleJob& job : scale_jobs_) add(job.targets, table_.scale_steps[job.step].step.blocks, sizeof(float));
+  for (std::size_t server = 0; server < servers_.size(); ++server) {
+    auto target = targets[server].begin();
+    auto& signals = servers_[server]->signals;
+    for (const SignalExtent& extent : signals_of(bytes[server])) {
+      for (std::size_t piece = 0; piece < extent.pieces; ++piece) {
+        (*target++)->signal = static_cast<std::uint32_t>(signals.size());
+      }
+      signals.push_back(std::make_unique<Covered>());
+    }
+  }
+  for (const StepJob& job : jobs_) {
+    for (const Target& to : job.targets) {
+      servers_[to.server]->signals[to.signal]->chunks += table_.steps[job.step].step.chunks;
+    }
+  }
+  for (const ScaleJob& job : scale_jobs_) {
+    for (const Target& to : job.targets) ++servers_[to.server]->signals[to.signal]->chunks;
+  }
 }
 
 Pipeline::Target Pipeline::resolve(const TargetExtent& extent, const Routes& routes) {
@@ -53,7 +84,7 @@ Pipeline::Target Pipeline::resolve(const TargetExtent& extent, const Routes& rou
                                             name_of(catalog_), extent.region, extent.server));
   }
   const Placement& placement = route->second.placements[extent.region];
-  return {static_cast<std::uint32_t>(std::distance(routes.servers.begin(), route)), route->second.peer,
+  return {static_cast<std::uint32_t>(std::distance(routes.servers.begin(), route)), 0, route->second.peer,
           placement.card_region, placement.byte_offset + extent.byte_offset, extent.strides_bytes};
 }
 
@@ -103,9 +134,10 @@ void Pipeline::prepare_jobs() {
     auto worker = std::make_unique<Worker>();
     worker->amax.resize(most_blocks);
     for (std::uint64_t slot = member; slot < slots; slot += workers) {
-      worker->slots.push_back(std::make_unique<Slot>());
-      worker->slots.back()->offset = slot * slot_bytes;
+      worker->scratch.all.push_back(std::make_unique<Slot>());
+      worker->scratch.all.back()->offset = slot * slot_bytes;
     }
+    for (std::size_t turn = 0; turn < kDirectTurns; ++turn) worker->direct.all.push_back(std::make_unique<Slot>());
     workers_.push_back(std::move(worker));
   }
 }

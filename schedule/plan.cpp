@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <numeric>
 #include <utility>
 
 #include "schedule/fingerprint.h"
@@ -96,6 +97,29 @@ std::vector<Box> chunks_of(const Step& step, std::uint64_t chunk_bytes) {
     }
     if (cut.axis == 0) return chunks;
   }
+}
+
+std::vector<SignalExtent> signals_of(std::span<const std::uint64_t> piece_bytes) {
+  constexpr std::uint64_t kMostSignals = 16;            // so that signals stay O(pairs)
+  constexpr std::uint64_t kFewestBytes = 8ULL << 20;  // less is verified in a millisecond, hardly worth a message
+  const std::uint64_t total = std::accumulate(piece_bytes.begin(), piece_bytes.end(), std::uint64_t{0});
+  const std::uint64_t enough = std::max(kFewestBytes, total / kMostSignals);
+  std::vector<SignalExtent> signals;
+  for (const std::uint64_t bytes : piece_bytes) {
+    if (signals.empty() || signals.back().bytes >= enough) signals.emplace_back();
+    ++signals.back().pieces;
+    signals.back().bytes += bytes;
+  }
+  return signals;
+}
+
+std::vector<SignalExtent> signals_of(const ExpectedSender& sender, const Catalog& own) {
+  std::vector<std::uint64_t> piece_bytes;
+  for (const Piece& piece : sender.pieces) {
+    piece_bytes.push_back(static_cast<std::uint64_t>(elements(piece.box)) *
+                          element_bytes(own.entries[piece.entry].recipe));
+  }
+  return signals_of(piece_bytes);
 }
 
 TrainerTable trainer_table(const Plan& plan, const Catalogs& catalogs, std::uint32_t trainer) {
