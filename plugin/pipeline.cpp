@@ -138,7 +138,7 @@ void Pipeline::drop(std::uint32_t server) {
   }
 }
 
-void Pipeline::fail_bad_value(const Step& step, const MatrixView& view, const BadValue& bad) {
+void Pipeline::fail_bad_value(const TrainerStep& step, const MatrixView& view, const BadValue& bad) {
   const Entry& entry = catalog_.entries[step.entry];
   auto at = view.origin;
   const auto last = static_cast<std::size_t>(step.box.axes - 1);
@@ -176,7 +176,7 @@ void Pipeline::work(Worker& worker) {
 
 void Pipeline::send_chunk(Worker& worker, const Chunk& chunk) {
   const StepJob& job = jobs_[chunk.job];
-  const Step& step = table_.steps[job.step].step;
+  const TrainerStep& step = table_.steps[job.step];
   Slot& slot = free_slot(job.as_it_is ? worker.direct : worker.scratch);
   if (stopped()) return;
   const Digest seed = digest_seed(version_, job.digest_key);
@@ -214,7 +214,7 @@ void Pipeline::send_chunk(Worker& worker, const Chunk& chunk) {
 // The amax of every whole block of the matrix: this trainer's part, and other trainers' where blocks straddle.
 std::span<float> Pipeline::chunk_amax(Worker& worker, const StepJob& job, const SourceMatrix& source,
                                       const MatrixView& view) {
-  const Step& step = table_.steps[job.step].step;
+  const TrainerStep& step = table_.steps[job.step];
   if (!has_scales(step.recipe)) return {};
   const BlockOrigin origin = block_origin(view, step.box.axes);
   const auto amax = std::span(worker.amax).first(blocks_touched(source, origin));
@@ -268,7 +268,7 @@ void Pipeline::send_scales(Worker& worker) {
   for (const ScaleJob& job : scale_jobs_) {
     Slot& slot = free_slot(worker.scratch);
     if (stopped()) return;
-    const ScaleStep& step = table_.scale_steps[job.step].step;
+    const TrainerScaleStep& step = table_.scale_steps[job.step];
     const BlockGrid& grid = grids_.at(step.entry);
     auto* values = reinterpret_cast<float*>(scratch_.get() + slot.offset);
     for_each_block(step.blocks, grid.blocks,

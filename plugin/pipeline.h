@@ -119,7 +119,7 @@ class Pipeline {
     std::vector<float> own;      // amax as cast: what the scales are made of
     std::vector<float> foreign;  // from other trainers; 0 where there is none
   };
-  struct Incoming {  // of one AmaxExchange
+  struct Incoming {  // of one AmaxMessage
     std::uint64_t token = 0;
     std::vector<std::byte> values;
   };
@@ -165,7 +165,7 @@ class Pipeline {
   [[nodiscard]] bool await(Tally& tally, const std::string& what);
   [[nodiscard]] bool drain();
   void fail(Status why);
-  void fail_bad_value(const Step& step, const MatrixView& view, const BadValue& bad);
+  void fail_bad_value(const TrainerStep& step, const MatrixView& view, const BadValue& bad);
   [[nodiscard]] SourceMatrix source_of(std::uint32_t entry, const MatrixView& view) const;
   [[nodiscard]] bool stopped() const noexcept { return stopped_.load(std::memory_order_acquire); }
 

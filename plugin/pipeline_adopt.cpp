@@ -25,18 +25,18 @@ void Pipeline::adopt(TrainerTable table, const Routes& routes) {
   }
   for (std::size_t index = 0; index < table_.steps.size(); ++index) {
     const TrainerStep& item = table_.steps[index];
-    const Entry& entry = catalog_.entries[item.step.entry];
-    StepJob job{index, element_bytes(item.step.recipe), digest_key(entry.tensor, false), false, {}};
-    const int last = item.step.box.axes - 1;
+    const Entry& entry = catalog_.entries[item.entry];
+    StepJob job{index, element_bytes(item.recipe), digest_key(entry.tensor, false), false, {}};
+    const int last = item.box.axes - 1;
     const std::int64_t pitch = row_stride(entry.strides_bytes, entry.box.axes);
-    job.as_it_is = entry.source_type == SourceType::bf16 && item.step.recipe == Recipe::bf16 &&
+    job.as_it_is = entry.source_type == SourceType::bf16 && item.recipe == Recipe::bf16 &&
                    entry.strides_bytes[static_cast<std::size_t>(last)] == 2 && pitch >= 0;
     for (const TargetExtent& extent : item.targets) job.targets.push_back(resolve(extent, routes));
     jobs_.push_back(std::move(job));
   }
   for (std::size_t index = 0; index < table_.scale_steps.size(); ++index) {
     const TrainerScaleStep& item = table_.scale_steps[index];
-    ScaleJob job{index, digest_key(catalog_.entries[item.step.entry].tensor, true), {}};
+    ScaleJob job{index, digest_key(catalog_.entries[item.entry].tensor, true), {}};
     for (const TargetExtent& extent : item.targets) job.targets.push_back(resolve(extent, routes));
     scale_jobs_.push_back(std::move(job));
   }
@@ -55,8 +55,8 @@ void Pipeline::prepare_signals() {
       bytes[target.server].push_back(static_cast<std::uint64_t>(elements(box)) * element);
     }
   };
-  for (StepJob& job : jobs_) add(job.targets, table_.steps[job.step].step.box, job.element_bytes);
-  for (ScaleJob& job : scale_jobs_) add(job.targets, table_.scale_steps[job.step].step.blocks, sizeof(float));
+  for (StepJob& job : jobs_) add(job.targets, table_.steps[job.step].box, job.element_bytes);
+  for (ScaleJob& job : scale_jobs_) add(job.targets, table_.scale_steps[job.step].blocks, sizeof(float));
   for (std::size_t server = 0; server < servers_.size(); ++server) {
     auto target = targets[server].begin();
     auto& signals = servers_[server]->signals;
@@ -69,7 +69,7 @@ void Pipeline::prepare_signals() {
   }
   for (const StepJob& job : jobs_) {
     for (const Target& to : job.targets) {
-      servers_[to.server]->signals[to.signal]->chunks += table_.steps[job.step].step.chunks;
+      servers_[to.server]->signals[to.signal]->chunks += table_.steps[job.step].chunks;
     }
   }
   for (const ScaleJob& job : scale_jobs_) {
@@ -96,9 +96,9 @@ void Pipeline::prepare_jobs() {
   for (const bool straddling : {false, true}) {
     if (straddling) first_straddling_ = chunks_.size();
     for (std::size_t job = 0; job < jobs_.size(); ++job) {
-      const Step& step = table_.steps[jobs_[job].step].step;
+      const TrainerStep& step = table_.steps[jobs_[job].step];
       if (step.needs_amax != straddling) continue;
-      for (const Box& box : chunks_of(step, table_.chunk_bytes)) {
+      for (const Box& box : chunks_of(step.box, step.frame, step.recipe, table_.chunk_bytes)) {
         if (!jobs_[job].as_it_is) {
           slot_bytes = std::max(slot_bytes, static_cast<std::uint64_t>(elements(box)) * jobs_[job].element_bytes);
           ++slot_uses;
@@ -114,7 +114,7 @@ void Pipeline::prepare_jobs() {
     }
   }
   for (const TrainerScaleStep& item : table_.scale_steps) {
-    slot_bytes = std::max(slot_bytes, static_cast<std::uint64_t>(elements(item.step.blocks)) * sizeof(float));
+    slot_bytes = std::max(slot_bytes, static_cast<std::uint64_t>(elements(item.blocks)) * sizeof(float));
   }
   slot_bytes = (slot_bytes + 63) / 64 * 64;
   std::uint64_t slots = config_.performance.scratch_bytes / slot_bytes;
@@ -143,26 +143,26 @@ void Pipeline::prepare_jobs() {
 }
 
 void Pipeline::prepare_amax(const Routes& routes) {
-  const auto values_of = [](const AmaxExchange& exchange) {
+  const auto values_of = [](const AmaxMessage& message) {
     std::size_t values = 0;
-    for (const AmaxRun& run : exchange.runs) values += static_cast<std::size_t>(elements(run.blocks));
+    for (const AmaxPart& run : message.parts) values += static_cast<std::size_t>(elements(run.blocks));
     return values;
   };
   outgoing_.clear();
-  for (const AmaxExchange& exchange : table_.amax_out) {
-    const std::size_t values = values_of(exchange);
-    outgoing_.push_back({routes.trainers.at(exchange.to).peer,
+  for (const AmaxMessage& message : table_.amax_out) {
+    const std::size_t values = values_of(message);
+    outgoing_.push_back({routes.trainers.at(message.to).peer,
                          std::vector<std::byte>(kAmaxHeaderBytes + values * sizeof(float)), values});
     if (outgoing_.back().message.size() > Fabric::kMaxMessageBytes) {
       throw Error(Code::invalid_argument,
                   fmt::format("{} shares {} blocks with trainer {}: more than one message holds", name_of(catalog_),
-                              values, exchange.to));
+                              values, message.to));
     }
   }
   const std::scoped_lock lock(amax_mutex_);
   incoming_.clear();
-  for (const AmaxExchange& exchange : table_.amax_in) {
-    incoming_.push_back({0, std::vector<std::byte>(values_of(exchange) * sizeof(float))});
+  for (const AmaxMessage& message : table_.amax_in) {
+    incoming_.push_back({0, std::vector<std::byte>(values_of(message) * sizeof(float))});
   }
 }
 

@@ -12,11 +12,11 @@ namespace weightcast {
 void Pipeline::send_amax() {
   for (std::size_t index = 0; index < outgoing_.size() && !stopped(); ++index) {
     Outgoing& out = outgoing_[index];
-    const AmaxExchange& exchange = table_.amax_out[index];
+    const AmaxMessage& exchange = table_.amax_out[index];
     encode_amax_header(out.message, token_, exchange.from, exchange.to);
     auto* values = reinterpret_cast<float*>(out.message.data() + kAmaxHeaderBytes);
     std::size_t done = 0;
-    for (const AmaxRun& run : exchange.runs) {
+    for (const AmaxPart& run : exchange.parts) {
       const Entry& entry = catalog_.entries[run.from_entry];
       Box elements_of_run = run.blocks;
       for (int axis = std::max(0, run.blocks.axes - 2); axis < run.blocks.axes; ++axis) {
@@ -37,7 +37,7 @@ void Pipeline::send_amax() {
         const std::size_t blocks = blocks_touched(source, origin);
         const BadValue bad = block_amax(source, origin, {values + done, blocks});
         if (bad.found()) {
-          Step step;
+          TrainerStep step;
           step.entry = run.from_entry;
           step.box = entry.box;
           step.recipe = Recipe::fp8_e4m3_128x128_fp32;
@@ -79,7 +79,7 @@ void Pipeline::receive_amax() {
   if (std::exchange(amax_folded_, true) || stopped()) return;
   for (std::size_t index = 0; index < incoming_.size(); ++index) {
     const std::byte* next = incoming_[index].values.data();
-    for (const AmaxRun& run : table_.amax_in[index].runs) {
+    for (const AmaxPart& run : table_.amax_in[index].parts) {
       const auto found = grids_.find(run.to_entry);
       for_each_block(run.blocks, found->second.blocks, [&](std::size_t at, std::size_t running) {
         float value = 0;

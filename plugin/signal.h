@@ -25,7 +25,7 @@ struct Signal {
   friend bool operator==(const Signal&, const Signal&) = default;
 };
 
-// Trainer to trainer: the values of one AmaxExchange, in its order.
+// Trainer to trainer: the values of one AmaxMessage, in its order.
 struct AmaxValues {
   std::uint64_t token = 0;
   std::uint32_t from = 0;

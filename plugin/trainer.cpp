@@ -126,7 +126,7 @@ struct Trainer::State final : FabricListener {
       for (const TrainerScaleStep& step : table.scale_steps) {
         for (const TargetExtent& target : step.targets) needed.insert({Role::server, target.server});
       }
-      for (const AmaxExchange& exchange : table.amax_out) needed.insert({Role::trainer, exchange.to});
+      for (const AmaxMessage& exchange : table.amax_out) needed.insert({Role::trainer, exchange.to});
       forget_all_but(needed, offer);
       Routes routes;
       const Deadline deadline = Deadline::after(Milliseconds(config.times.join_ms));

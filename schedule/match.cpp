@@ -83,7 +83,9 @@ class Matcher {
 
  private:
   const Entry& entry_of(const Holder& holder) const { return catalogs_.trainers[holder.trainer].entries[holder.entry]; }
-  const Entry& entry_of(const Destination& taker) const { return catalogs_.servers[taker.server].entries[taker.entry]; }
+  const Entry& entry_of(const Destination& taker) const {
+    return catalogs_.servers[taker.server].entries[taker.column];
+  }
 
   static void check_ranks(const std::vector<Catalog>& catalogs, Role role) {
     if (catalogs.empty()) refuse(fmt::format("there is no {}: nothing to plan", to_string(role)));
@@ -230,7 +232,7 @@ class Matcher {
     auto takers = use.takers;
     const auto key = [&](const Destination& taker) {
       const auto& entry = entry_of(taker);
-      return std::tie(entry.box, entry.recipe, taker.server, taker.entry);
+      return std::tie(entry.box, entry.recipe, taker.server, taker.column);
     };
     std::sort(takers.begin(), takers.end(),
               [&](const Destination& a, const Destination& b) { return key(a) < key(b); });

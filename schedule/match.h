@@ -30,7 +30,7 @@ struct Shard {
 struct Frame {
   Box box;
   Recipe recipe = Recipe::bf16;
-  std::vector<Destination> destinations;  // by rank
+  std::vector<Destination> destinations;  // by rank; `column` is the entry
 };
 
 // What a shard gives to a frame. The parts of a frame are its exact cover.

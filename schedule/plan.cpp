@@ -20,13 +20,12 @@ struct Cut {
 
 std::int64_t floor_to(std::int64_t value, std::int64_t multiple) { return value - value % multiple; }
 
-Cut cut_of(const Step& step, std::uint64_t chunk_bytes) {
-  const auto& box = step.box;
+Cut cut_of(const Box& box, const Box& frame, Recipe recipe, std::uint64_t chunk_bytes) {
   const auto last = static_cast<std::size_t>(box.axes - 1);
-  const bool blocked = has_scales(step.recipe);
+  const bool blocked = has_scales(recipe);
   const auto smallest_axis = blocked && last > 0 ? last - 1 : last;  // blocked: never cut inside a block's row
   const auto limit = static_cast<std::int64_t>(std::min<std::uint64_t>(chunk_bytes, std::uint64_t{1} << 62));
-  const auto element = static_cast<std::int64_t>(element_bytes(step.recipe));
+  const auto element = static_cast<std::int64_t>(element_bytes(recipe));
 
   Cut cut{smallest_axis, 1, 0};
   std::int64_t index_bytes = element;  // of one index of cut.axis
@@ -39,20 +38,32 @@ Cut cut_of(const Step& step, std::uint64_t chunk_bytes) {
   const bool inside_blocks = blocked && cut.axis == smallest_axis;
   const auto unit = inside_blocks ? kBlock : inside_words ? 8 / element : 1;
   cut.step = std::max(floor_to(limit / index_bytes, unit), unit);
-  const auto from = inside_words ? step.frame.offset[cut.axis] : inside_blocks ? 0 : box.offset[cut.axis];
+  const auto from = inside_words ? frame.offset[cut.axis] : inside_blocks ? 0 : box.offset[cut.axis];
   cut.anchor = from + floor_to(box.offset[cut.axis] - from, unit);
   return cut;
 }
 
 template <class AnyStep>
-std::vector<TargetExtent> targets_of(const AnyStep& step, const Catalogs& catalogs) {
+std::vector<TargetExtent> targets_of(const AnyStep& step, std::uint32_t tensor, const Plan& plan,
+                                     const Catalogs& catalogs) {
   std::vector<TargetExtent> targets;
   targets.reserve(step.destinations.size());
   for (const auto& to : step.destinations) {
-    const auto& entry = catalogs.servers[to.server].entries[to.entry];
+    if (to.relay) continue;
+    const auto& entry = catalogs.servers[to.server].entries[plan.columns[to.column][step.first + tensor]];
     targets.push_back({to.server, entry.region, entry.byte_offset, entry.strides_bytes});
   }
   return targets;
+}
+
+AmaxMessage message_of(const AmaxExchange& exchange, const Plan& plan) {
+  AmaxMessage message{exchange.from, exchange.to, {}};
+  for (const auto& run : exchange.runs) {
+    for (auto i = run.first; i < run.first + run.count; ++i) {
+      message.parts.push_back({plan.columns[run.from_column][i], plan.columns[run.to_column][i], run.blocks});
+    }
+  }
+  return message;
 }
 
 }  // namespace
@@ -66,20 +77,19 @@ std::uint64_t digest_of(const Catalogs& catalogs) {
   return print.value();
 }
 
-std::uint64_t count_chunks(const Step& step, std::uint64_t chunk_bytes) {
-  const auto cut = cut_of(step, chunk_bytes);
+std::uint64_t count_chunks(const Box& box, const Box& frame, Recipe recipe, std::uint64_t chunk_bytes) {
+  const auto cut = cut_of(box, frame, recipe, chunk_bytes);
   std::int64_t count = 1;
-  for (std::size_t axis = 0; axis < cut.axis; ++axis) count *= step.box.extent[axis];
-  const auto end = step.box.offset[cut.axis] + step.box.extent[cut.axis];
+  for (std::size_t axis = 0; axis < cut.axis; ++axis) count *= box.extent[axis];
+  const auto end = box.offset[cut.axis] + box.extent[cut.axis];
   return static_cast<std::uint64_t>(count * ((end - cut.anchor + cut.step - 1) / cut.step));
 }
 
-std::vector<Box> chunks_of(const Step& step, std::uint64_t chunk_bytes) {
-  const auto cut = cut_of(step, chunk_bytes);
-  const auto& box = step.box;
+std::vector<Box> chunks_of(const Box& box, const Box& frame, Recipe recipe, std::uint64_t chunk_bytes) {
+  const auto cut = cut_of(box, frame, recipe, chunk_bytes);
   const auto end = box.offset[cut.axis] + box.extent[cut.axis];
   std::vector<Box> chunks;
-  chunks.reserve(count_chunks(step, chunk_bytes));
+  chunks.reserve(count_chunks(box, frame, recipe, chunk_bytes));
   Box chunk = box;
   for (std::size_t axis = 0; axis < cut.axis; ++axis) chunk.extent[axis] = 1;
   while (true) {
@@ -128,17 +138,21 @@ TrainerTable trainer_table(const Plan& plan, const Catalogs& catalogs, std::uint
   table.chunk_bytes = plan.chunk_bytes;
   for (const auto& step : plan.steps) {
     if (step.trainer != trainer) continue;
-    table.steps.push_back({step, targets_of(step, catalogs)});
-    table.steps.back().step.destinations.clear();
+    for (std::uint32_t i = 0; i < step.count; ++i) {
+      table.steps.push_back({plan.columns[step.column][step.first + i], step.box, step.recipe, step.frame, step.chunks,
+                             step.needs_amax, step.signal, targets_of(step, i, plan, catalogs)});
+    }
   }
   for (const auto& step : plan.scale_steps) {
     if (step.trainer != trainer) continue;
-    table.scale_steps.push_back({step, targets_of(step, catalogs)});
-    table.scale_steps.back().step.destinations.clear();
+    for (std::uint32_t i = 0; i < step.count; ++i) {
+      table.scale_steps.push_back(
+          {plan.columns[step.column][step.first + i], step.blocks, step.frame, targets_of(step, i, plan, catalogs)});
+    }
   }
   for (const auto& exchange : plan.amax) {
-    if (exchange.from == trainer) table.amax_out.push_back(exchange);
-    if (exchange.to == trainer) table.amax_in.push_back(exchange);
+    if (exchange.from == trainer) table.amax_out.push_back(message_of(exchange, plan));
+    if (exchange.to == trainer) table.amax_in.push_back(message_of(exchange, plan));
   }
   return table;
 }
@@ -150,8 +164,10 @@ ServerTable server_table(const Plan& plan, const Catalogs&, std::uint32_t server
       if (to.server != server) continue;
       auto& sender = senders[step.trainer];
       sender.trainer = step.trainer;
-      sender.bytes += static_cast<std::uint64_t>(elements(box)) * element_bytes(recipe);
-      sender.pieces.push_back({to.entry, box});
+      sender.bytes += step.count * static_cast<std::uint64_t>(elements(box)) * element_bytes(recipe);
+      for (std::uint32_t i = 0; i < step.count; ++i) {
+        sender.pieces.push_back({plan.columns[to.column][step.first + i], box});
+      }
     }
   };
   for (const auto& step : plan.steps) expect(step, step.box, step.recipe);

@@ -13,35 +13,48 @@
 
 namespace weightcast {
 
+// Experts and layers repeat, so most tensors are held, taken and sent exactly as many others are. Such tensors are a
+// family, and the plan speaks of families: a step is the same box of several tensors. A column says where one rank
+// keeps them: its entry for the first tensor, for the second, and so on. Columns of one family list its tensors in one
+// order.
+using Column = std::vector<std::uint32_t>;  // indexes into the catalog of the rank that names the column
+
+// A server that passes a destination on has received the bytes itself: it is a destination of the same step, and stands
+// before those whom it serves. Within a node bytes are passed on over NVLink, else over the NICs.
 struct Destination {
   std::uint32_t server = 0;            // rank
-  std::uint32_t entry = 0;             // in that server's catalog
-  std::optional<std::uint32_t> relay;  // the server rank that passes it on; none: direct
+  std::uint32_t column = 0;            // of Plan::columns, in that server's catalog
+  std::optional<std::uint32_t> relay;  // the server rank that passes it on; none: the trainer puts it there
   friend bool operator==(const Destination&, const Destination&) = default;
 };
 
-// One box of one tensor, read and cast once by one trainer, put to every destination. All destinations share
-// tensor, recipe and `frame` (their entries' common box, against which the digest counts), so one digest serves all.
+// One box of `count` tensors of a family, one after the other, each read and cast once by one trainer and put to every
+// destination. All destinations share tensor, recipe and `frame` (their entries' common box, against which the digest
+// counts), so one digest serves all. Tensor i of the step is at position first + i of the columns.
 struct Step {
   std::uint32_t trainer = 0;
-  std::uint32_t entry = 0;  // in that trainer's catalog
-  Box box;                  // tensor coordinates, inside the entry's box
+  std::uint32_t column = 0;  // of Plan::columns, in that trainer's catalog
+  std::uint32_t first = 0;
+  std::uint32_t count = 1;
+  Box box;  // tensor coordinates, inside the entries' box
   Recipe recipe = Recipe::bf16;
   Box frame;
   std::vector<Destination> destinations;
-  std::uint32_t chunks = 1;  // number of pieces of at most chunk_bytes; see chunks_of()
+  std::uint32_t chunks = 1;  // of each tensor: number of pieces of at most chunk_bytes; see chunks_of()
   bool needs_amax = false;   // some block straddles shards: waits for the exchange
-  std::uint32_t signal = 0;  // ordinal of the signal that covers it: one per (trainer, server) and version, 0
+  std::uint32_t signal = 0;  // ordinal of the signal that covers it: one per (sender, server) and version, 0
   friend bool operator==(const Step&, const Step&) = default;
 };
 
-// One trainer writes the scales of a box of blocks. Exactly one owner writes each scale.
+// One trainer writes the scales of a box of blocks of `count` tensors. Exactly one owner writes each scale.
 struct ScaleStep {
   std::uint32_t trainer = 0;
-  std::uint32_t entry = 0;                // the trainer's entry whose blocks these are
+  std::uint32_t column = 0;  // the trainer's entries whose blocks these are
+  std::uint32_t first = 0;
+  std::uint32_t count = 1;
   Box blocks;                             // block coordinates of the tensor
   Box frame;                              // the scale entries' common box, in blocks
-  std::vector<Destination> destinations;  // entries that hold scales
+  std::vector<Destination> destinations;  // their columns name entries that hold scales
   friend bool operator==(const ScaleStep&, const ScaleStep&) = default;
 };
 
@@ -49,9 +62,11 @@ struct ScaleStep {
 // order, row-major over each run's blocks. Exact, because a maximum is. `from` may equal `to`, when one trainer
 // holds both parts in two entries: nothing is sent, the values are merged all the same.
 struct AmaxRun {
-  std::uint32_t from_entry = 0;  // in the sender's catalog
-  std::uint32_t to_entry = 0;    // in the receiver's catalog: the entry whose cast needs it
-  Box blocks;                    // block coordinates of the tensor
+  std::uint32_t from_column = 0;  // in the sender's catalog
+  std::uint32_t to_column = 0;    // in the receiver's catalog: the entries whose cast needs it
+  std::uint32_t first = 0;        // of the columns
+  std::uint32_t count = 1;
+  Box blocks;  // block coordinates of the tensor
   friend bool operator==(const AmaxRun&, const AmaxRun&) = default;
 };
 struct AmaxExchange {
@@ -61,14 +76,26 @@ struct AmaxExchange {
   friend bool operator==(const AmaxExchange&, const AmaxExchange&) = default;
 };
 
+// Bytes of an update through the links of one server, scales included.
+struct ServerLoad {
+  std::uint64_t nic_in = 0;
+  std::uint64_t nic_out = 0;     // passed on to other nodes
+  std::uint64_t nvlink_in = 0;   // from servers of its node
+  std::uint64_t nvlink_out = 0;  // passed on to servers of its node
+  friend bool operator==(const ServerLoad&, const ServerLoad&) = default;
+};
+
 struct Plan {
   std::uint64_t catalogs_digest = 0;  // over all catalogs, in rank order
   std::uint64_t chunk_bytes = 0;
+  std::uint32_t receiver_credits = 0;  // how many senders may put to one server at a time; 0: any number
+  std::vector<Column> columns;
   std::vector<Step> steps;  // each trainer's in the order of execution
   std::vector<ScaleStep> scale_steps;
   std::vector<AmaxExchange> amax;
   std::vector<std::uint64_t> trainer_bytes;  // out of each trainer, scales included
-  std::vector<std::uint64_t> server_bytes;   // into each server
+  std::vector<std::uint64_t> server_bytes;   // that each server takes: nic_in + nvlink_in
+  std::vector<ServerLoad> server_loads;      // by rank
   friend bool operator==(const Plan&, const Plan&) = default;
 };
 
@@ -81,9 +108,9 @@ struct Catalogs {
 // The pieces of a step's box, in the order of execution: whole rows where they fit, cut at blocks for recipes with
 // scales and at 8-byte words of the frame's rows otherwise, so that their digests add up to the step's. Each is at
 // most chunk_bytes of output unless one block row (one word) is more. chunk_bytes is not 0.
-[[nodiscard]] std::vector<Box> chunks_of(const Step& step, std::uint64_t chunk_bytes);
+[[nodiscard]] std::vector<Box> chunks_of(const Box& box, const Box& frame, Recipe recipe, std::uint64_t chunk_bytes);
 // chunks_of(...).size(), without making them.
-[[nodiscard]] std::uint64_t count_chunks(const Step& step, std::uint64_t chunk_bytes);
+[[nodiscard]] std::uint64_t count_chunks(const Box& box, const Box& frame, Recipe recipe, std::uint64_t chunk_bytes);
 
 // ---- what one rank needs of it: the tables that the controller hands out ----
 
@@ -95,23 +122,45 @@ struct TargetExtent {
   std::array<std::int64_t, kMaxAxes> strides_bytes{};
   friend bool operator==(const TargetExtent&, const TargetExtent&) = default;
 };
+// A step of one tensor, with its destinations as targets.
 struct TrainerStep {
-  Step step;  // destinations empty: see targets
+  std::uint32_t entry = 0;  // in the trainer's catalog
+  Box box;
+  Recipe recipe = Recipe::bf16;
+  Box frame;
+  std::uint32_t chunks = 1;
+  bool needs_amax = false;
+  std::uint32_t signal = 0;
   std::vector<TargetExtent> targets;
   friend bool operator==(const TrainerStep&, const TrainerStep&) = default;
 };
 struct TrainerScaleStep {
-  ScaleStep step;
+  std::uint32_t entry = 0;
+  Box blocks;
+  Box frame;
   std::vector<TargetExtent> targets;
   friend bool operator==(const TrainerScaleStep&, const TrainerScaleStep&) = default;
+};
+// An exchange, tensor by tensor: the values of each part in order, row-major over its blocks.
+struct AmaxPart {
+  std::uint32_t from_entry = 0;  // in the sender's catalog
+  std::uint32_t to_entry = 0;    // in the receiver's catalog
+  Box blocks;
+  friend bool operator==(const AmaxPart&, const AmaxPart&) = default;
+};
+struct AmaxMessage {
+  std::uint32_t from = 0;  // trainer ranks
+  std::uint32_t to = 0;
+  std::vector<AmaxPart> parts;
+  friend bool operator==(const AmaxMessage&, const AmaxMessage&) = default;
 };
 struct TrainerTable {
   std::uint32_t trainer = 0;
   std::uint64_t chunk_bytes = 0;
   std::vector<TrainerStep> steps;
   std::vector<TrainerScaleStep> scale_steps;  // run after the steps of the same entry
-  std::vector<AmaxExchange> amax_out;         // from == trainer
-  std::vector<AmaxExchange> amax_in;          // to == trainer
+  std::vector<AmaxMessage> amax_out;          // from == trainer
+  std::vector<AmaxMessage> amax_in;           // to == trainer
   friend bool operator==(const TrainerTable&, const TrainerTable&) = default;
 };
 
@@ -144,6 +193,7 @@ struct SignalExtent {
 [[nodiscard]] std::vector<SignalExtent> signals_of(std::span<const std::uint64_t> piece_bytes);
 [[nodiscard]] std::vector<SignalExtent> signals_of(const ExpectedSender& sender, const Catalog& own);
 
+// Plans without relay only: a server's table does not say yet what it passes on.
 [[nodiscard]] TrainerTable trainer_table(const Plan& plan, const Catalogs& catalogs, std::uint32_t trainer);
 [[nodiscard]] ServerTable server_table(const Plan& plan, const Catalogs& catalogs, std::uint32_t server);
 

@@ -13,7 +13,7 @@ using Json = nlohmann::ordered_json;
 Json destinations_of(const std::vector<Destination>& destinations) {
   Json json = Json::array();
   for (const auto& to : destinations) {
-    Json one = {{"server", to.server}, {"entry", to.entry}};
+    Json one = {{"server", to.server}, {"column", to.column}};
     if (to.relay) one["relay"] = *to.relay;
     json.push_back(std::move(one));
   }
@@ -35,20 +35,36 @@ std::string lines(std::string_view key, const Items& items, const MakeJson& make
 
 std::string to_json(const Plan& plan) {
   auto text = fmt::format(
-      "{{\n  \"format\": \"weightcast.plan/1\",\n  \"catalogs_digest\": \"{:016x}\",\n  \"chunk_bytes\": {}",
-      plan.catalogs_digest, plan.chunk_bytes);
+      "{{\n  \"format\": \"weightcast.plan/2\",\n  \"catalogs_digest\": \"{:016x}\",\n  \"chunk_bytes\": {},\n"
+      "  \"receiver_credits\": {}",
+      plan.catalogs_digest, plan.chunk_bytes, plan.receiver_credits);
   text += ",\n  \"trainer_bytes\": " + Json(plan.trainer_bytes).dump();
   text += ",\n  \"server_bytes\": " + Json(plan.server_bytes).dump();
+  text += lines("server_loads", plan.server_loads, [](const ServerLoad& load) {
+    return Json{{"nic_in", load.nic_in},
+                {"nic_out", load.nic_out},
+                {"nvlink_in", load.nvlink_in},
+                {"nvlink_out", load.nvlink_out}};
+  });
+  text += lines("columns", plan.columns, [](const Column& column) { return Json(column); });
   text += lines("steps", plan.steps, [](const Step& step) {
-    return Json{{"trainer", step.trainer},        {"entry", step.entry},
-                {"box", to_string(step.box)},     {"recipe", to_string(step.recipe)},
-                {"frame", to_string(step.frame)}, {"destinations", destinations_of(step.destinations)},
-                {"chunks", step.chunks},          {"needs_amax", step.needs_amax},
+    return Json{{"trainer", step.trainer},
+                {"column", step.column},
+                {"first", step.first},
+                {"count", step.count},
+                {"box", to_string(step.box)},
+                {"recipe", to_string(step.recipe)},
+                {"frame", to_string(step.frame)},
+                {"destinations", destinations_of(step.destinations)},
+                {"chunks", step.chunks},
+                {"needs_amax", step.needs_amax},
                 {"signal", step.signal}};
   });
   text += lines("scale_steps", plan.scale_steps, [](const ScaleStep& step) {
     return Json{{"trainer", step.trainer},
-                {"entry", step.entry},
+                {"column", step.column},
+                {"first", step.first},
+                {"count", step.count},
                 {"blocks", to_string(step.blocks)},
                 {"frame", to_string(step.frame)},
                 {"destinations", destinations_of(step.destinations)}};
@@ -56,7 +72,11 @@ std::string to_json(const Plan& plan) {
   text += lines("amax", plan.amax, [](const AmaxExchange& exchange) {
     Json runs = Json::array();
     for (const auto& run : exchange.runs) {
-      runs.push_back({{"from_entry", run.from_entry}, {"to_entry", run.to_entry}, {"blocks", to_string(run.blocks)}});
+      runs.push_back({{"from_column", run.from_column},
+                      {"to_column", run.to_column},
+                      {"first", run.first},
+                      {"count", run.count},
+                      {"blocks", to_string(run.blocks)}});
     }
     return Json{{"from", exchange.from}, {"to", exchange.to}, {"runs", std::move(runs)}};
   });

@@ -90,6 +90,12 @@ class Planner {
       add_exchanges(tensor);
     }
     put_in_order();
+    std::size_t entries = 0;
+    for (const auto* side : {&catalogs_.trainers, &catalogs_.servers}) {
+      for (const auto& catalog : *side) entries = std::max(entries, catalog.entries.size());
+    }
+    for (std::uint32_t i = 0; i < entries; ++i) plan_.columns.push_back({i});  // every family has one tensor
+    for (const auto bytes : plan_.server_bytes) plan_.server_loads.push_back({.nic_in = bytes});
     return std::move(plan_);
   }
 
@@ -99,13 +105,13 @@ class Planner {
       const auto& frame = tensor.frames[part.frame];
       Step step;
       step.trainer = part.caster.trainer;
-      step.entry = part.caster.entry;
+      step.column = part.caster.entry;
       step.box = part.box;
       step.recipe = frame.recipe;
       step.frame = frame.box;
       step.destinations = frame.destinations;
       step.needs_amax = needs_amax(tensor, part);
-      const auto chunks = count_chunks(step, plan_.chunk_bytes);
+      const auto chunks = count_chunks(step.box, step.frame, step.recipe, plan_.chunk_bytes);
       if (chunks > UINT32_MAX) {
         throw Error(Code::invalid_argument, fmt::format("tensor {}: {} pieces of {} bytes; raise chunk_bytes",
                                                         tensor.name, chunks, plan_.chunk_bytes));
@@ -133,10 +139,11 @@ class Planner {
       }
       const auto blocks = owned_blocks(part.box, *tensor.shape, phase_);
       if (!blocks) continue;
-      ScaleStep step{part.caster.trainer, part.caster.entry, *blocks, blocks_touched(frame.box), frame.destinations};
+      ScaleStep step{part.caster.trainer,       part.caster.entry, 0, 1, *blocks,
+                     blocks_touched(frame.box), frame.destinations};
       const auto bytes = bytes_of(*blocks, Recipe::fp32);
       for (auto& to : step.destinations) {
-        to.entry = catalogs_.servers[to.server].entries[to.entry].scales.value();
+        to.column = catalogs_.servers[to.server].entries[to.column].scales.value();
         plan_.server_bytes[to.server] += bytes;
         plan_.trainer_bytes[step.trainer] += bytes;
       }
@@ -162,7 +169,7 @@ class Planner {
       index.visit(blocks[shard], [&, shard = shard, to = to](std::size_t other, const Box& common) {
         if (other == shard) return;
         const auto from = sender_of(tensor.shards[other], casters[other], to);
-        exchanges_[{from.trainer, to.trainer}].push_back({from.entry, to.entry, common});
+        exchanges_[{from.trainer, to.trainer}].push_back({from.entry, to.entry, 0, 1, common});
       });
     }
   }
@@ -194,16 +201,16 @@ class Planner {
     for (auto& step : plan_.steps) stagger(step);
     for (auto& step : plan_.scale_steps) stagger(step);
     const auto key = [&](const Step& s) {
-      return std::tuple(s.trainer, s.needs_amax, distance(s.trainer, s.destinations.front().server), s.entry);
+      return std::tuple(s.trainer, s.needs_amax, distance(s.trainer, s.destinations.front().server), s.column);
     };
     std::stable_sort(plan_.steps.begin(), plan_.steps.end(),
                      [&](const Step& a, const Step& b) { return key(a) < key(b); });
-    const auto scale_key = [](const ScaleStep& s) { return std::tie(s.trainer, s.entry, s.blocks); };
+    const auto scale_key = [](const ScaleStep& s) { return std::tie(s.trainer, s.column, s.blocks); };
     std::stable_sort(plan_.scale_steps.begin(), plan_.scale_steps.end(),
                      [&](const ScaleStep& a, const ScaleStep& b) { return scale_key(a) < scale_key(b); });
     for (auto& [pair, runs] : exchanges_) {
       std::sort(runs.begin(), runs.end(), [](const AmaxRun& a, const AmaxRun& b) {
-        return std::tie(a.to_entry, a.from_entry, a.blocks) < std::tie(b.to_entry, b.from_entry, b.blocks);
+        return std::tie(a.to_column, a.from_column, a.blocks) < std::tie(b.to_column, b.from_column, b.blocks);
       });
       plan_.amax.push_back({pair.first, pair.second, std::move(runs)});
     }
@@ -218,6 +225,10 @@ class Planner {
 
 }  // namespace
 
-Plan make_plan(const Catalogs& catalogs, const PlanOptions& options) { return Planner(catalogs, options).make(); }
+Plan make_plan(const Catalogs& catalogs, const Topology&, const PlanOptions& options) {
+  return Planner(catalogs, options).make();
+}
+
+Plan make_plan(const Catalogs& catalogs, const PlanOptions& options) { return make_plan(catalogs, {}, options); }
 
 }  // namespace weightcast

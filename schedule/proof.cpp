@@ -10,11 +10,11 @@ namespace proof {
 namespace {
 
 const Entry& source_of(const Plan& plan, const Catalogs& catalogs, std::size_t step) {
-  return catalogs.trainers[plan.steps[step].trainer].entries[plan.steps[step].entry];
+  return catalogs.trainers[plan.steps[step].trainer].entries[plan.steps[step].column];
 }
 
 const Entry& source_of_scales(const Plan& plan, const Catalogs& catalogs, std::size_t step) {
-  return catalogs.trainers[plan.scale_steps[step].trainer].entries[plan.scale_steps[step].entry];
+  return catalogs.trainers[plan.scale_steps[step].trainer].entries[plan.scale_steps[step].column];
 }
 
 bool is_empty(const Box& box) {
@@ -73,21 +73,21 @@ const Entry& destination_entry(const Destination& destination, const Catalogs& c
     violated("{} goes to server {}, but there are {} servers", who(), destination.server, catalogs.servers.size());
   }
   const auto& entries = catalogs.servers[destination.server].entries;
-  if (destination.entry >= entries.size()) {
-    violated("{} goes to entry {} of server {}, which has {} entries", who(), destination.entry, destination.server,
+  if (destination.column >= entries.size()) {
+    violated("{} goes to entry {} of server {}, which has {} entries", who(), destination.column, destination.server,
              entries.size());
   }
   if (destination.relay) {
     violated("{} reaches server {} through server {}: relayed routes are not supported", who(), destination.server,
              *destination.relay);
   }
-  return entries[destination.entry];
+  return entries[destination.column];
 }
 
 template <class Who>
 void check_destination(const Destination& destination, const Entry& entry, const Who& who, const std::string& tensor,
                        bool is_scales, const Box& frame) {
-  const auto where = [&] { return fmt::format("entry {} of server {}", destination.entry, destination.server); };
+  const auto where = [&] { return fmt::format("entry {} of server {}", destination.column, destination.server); };
   if (entry.tensor != tensor) violated("{} goes to {}, which holds {}", who(), where(), entry.tensor);
   if (entry.is_scales != is_scales) {
     violated("{} goes to {}, which holds the {} of {}", who(), where(), entry.is_scales ? "scales" : "values", tensor);
@@ -99,11 +99,11 @@ void check_destination(const Destination& destination, const Entry& entry, const
 
 void check_step(const Plan& plan, const Catalogs& catalogs, std::size_t index) {
   const auto& step = plan.steps[index];
-  check_source({"step", index, step.trainer, step.entry}, catalogs);
+  check_source({"step", index, step.trainer, step.column}, catalogs);
   const auto& source = source_of(plan, catalogs, index);
   const auto who = [&] { return describe(plan, catalogs, index); };
   if (!lies_in(step.box, source.box)) {
-    violated("{}, but holds {} in its entry {}", who(), to_string(source.box), step.entry);
+    violated("{}, but holds {} in its entry {}", who(), to_string(source.box), step.column);
   }
   if (!lies_in(step.box, step.frame)) violated("{}, outside its frame {}", who(), to_string(step.frame));
   if (step.signal != 0) violated("{} has signal {}, but a pair has only signal 0", who(), step.signal);
@@ -112,11 +112,11 @@ void check_step(const Plan& plan, const Catalogs& catalogs, std::size_t index) {
     const auto& entry = destination_entry(destination, catalogs, who);
     check_destination(destination, entry, who, source.tensor, false, step.frame);
     if (entry.recipe != step.recipe) {
-      violated("{} as {}, but entry {} of server {} holds {}", who(), to_string(step.recipe), destination.entry,
+      violated("{} as {}, but entry {} of server {} holds {}", who(), to_string(step.recipe), destination.column,
                destination.server, to_string(entry.recipe));
     }
     if (entry.shape != source.shape) {
-      violated("{}, but entry {} of server {} means a tensor of another shape", who(), destination.entry,
+      violated("{}, but entry {} of server {} means a tensor of another shape", who(), destination.column,
                destination.server);
     }
   }
@@ -124,11 +124,11 @@ void check_step(const Plan& plan, const Catalogs& catalogs, std::size_t index) {
 
 void check_scale_step(const Plan& plan, const Catalogs& catalogs, std::size_t index) {
   const auto& step = plan.scale_steps[index];
-  check_source({"scale step", index, step.trainer, step.entry}, catalogs);
+  check_source({"scale step", index, step.trainer, step.column}, catalogs);
   const auto& source = source_of_scales(plan, catalogs, index);
   const auto who = [&] { return describe_scales(plan, catalogs, index); };
   if (!lies_in(step.blocks, blocks_touched(source.box))) {
-    violated("{}, but its entry {} holds {}", who(), step.entry, to_string(source.box));
+    violated("{}, but its entry {} holds {}", who(), step.column, to_string(source.box));
   }
   if (!lies_in(step.blocks, step.frame)) violated("{}, outside its frame {}", who(), to_string(step.frame));
   if (step.destinations.empty()) violated("{} to nobody", who());
@@ -179,6 +179,59 @@ std::string describe_scales(const Plan& plan, const Catalogs& catalogs, std::siz
                      to_string(plan.scale_steps[scale_step].blocks));
 }
 
+namespace {
+
+// The steps of `families`, one for each tensor; columns are replaced by the entries that they name.
+template <class AnyStep>
+std::vector<AnyStep> each_tensor(const std::vector<AnyStep>& families, const std::vector<Column>& columns,
+                                 const char* kind) {
+  std::vector<AnyStep> steps;
+  const auto resolve = [&](std::uint32_t& column, std::size_t step, std::size_t tensor) {
+    if (column >= columns.size() || tensor >= columns[column].size()) {
+      violated("{} {} is for tensor {} of column {}, which does not exist", kind, step, tensor, column);
+    }
+    column = columns[column][tensor];
+  };
+  for (std::size_t index = 0; index < families.size(); ++index) {
+    const auto& family = families[index];
+    if (family.count == 0) violated("{} {} is for no tensor", kind, index);
+    for (std::uint32_t i = 0; i < family.count; ++i) {
+      auto& step = steps.emplace_back(family);
+      const auto tensor = std::size_t{family.first} + i;
+      resolve(step.column, index, tensor);
+      for (auto& to : step.destinations) resolve(to.column, index, tensor);
+      step.first = 0;
+      step.count = 1;
+    }
+  }
+  return steps;
+}
+
+}  // namespace
+
+Plan tensor_by_tensor(const Plan& families) {
+  Plan plan = families;
+  plan.steps = each_tensor(families.steps, families.columns, "step");
+  plan.scale_steps = each_tensor(families.scale_steps, families.columns, "scale step");
+  for (std::size_t i = 0; i < plan.amax.size(); ++i) {
+    auto& runs = plan.amax[i].runs;
+    runs.clear();
+    for (const auto& run : families.amax[i].runs) {
+      for (const auto column : {run.from_column, run.to_column}) {
+        if (column >= families.columns.size() || run.first > families.columns[column].size() ||
+            run.count > families.columns[column].size() - run.first) {
+          violated("an amax exchange names tensors of column {}, which do not exist", column);
+        }
+      }
+      for (auto tensor = run.first; tensor < run.first + run.count; ++tensor) {
+        runs.push_back(
+            {families.columns[run.from_column][tensor], families.columns[run.to_column][tensor], 0, 1, run.blocks});
+      }
+    }
+  }
+  return plan;
+}
+
 void check_routes(const Plan& plan, const Catalogs& catalogs) {
   for (std::size_t rank = 0; rank < catalogs.trainers.size(); ++rank) check_catalog(catalogs.trainers[rank], rank);
   for (std::size_t rank = 0; rank < catalogs.servers.size(); ++rank) check_catalog(catalogs.servers[rank], rank);
@@ -188,8 +241,9 @@ void check_routes(const Plan& plan, const Catalogs& catalogs) {
 
 }  // namespace proof
 
-Proof prove(const Plan& plan, const Catalogs& catalogs) {
+Proof prove(const Plan& families, const Catalogs& catalogs) {
   Proof proof;
+  const auto plan = proof::tensor_by_tensor(families);
   proof::check_routes(plan, catalogs);
   proof::check_coverage(plan, catalogs, proof);
   proof::check_amax(plan, catalogs, proof);

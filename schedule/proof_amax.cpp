@@ -32,12 +32,12 @@ const Entry& weights(const Catalogs& catalogs, std::uint32_t trainer, std::uint3
 
 void add_run(const AmaxExchange& exchange, const AmaxRun& run, const Catalogs& catalogs,
              std::vector<Received>& received) {
-  const auto& from = weights(catalogs, exchange.from, run.from_entry);
-  const auto& to = weights(catalogs, exchange.to, run.to_entry);
+  const auto& from = weights(catalogs, exchange.from, run.from_column);
+  const auto& to = weights(catalogs, exchange.to, run.to_column);
   const auto who = [&] {
     return fmt::format("the amax of blocks {} from trainer {} (entry {}, {} {}) to trainer {} (entry {}, {} {})",
-                       to_string(run.blocks), exchange.from, run.from_entry, from.tensor, to_string(from.box),
-                       exchange.to, run.to_entry, to.tensor, to_string(to.box));
+                       to_string(run.blocks), exchange.from, run.from_column, from.tensor, to_string(from.box),
+                       exchange.to, run.to_column, to.tensor, to_string(to.box));
   };
   if (&from == &to) violated("{}: this is one entry", who());
   if (from.tensor != to.tensor || from.shape != to.shape) violated("{}: these are two tensors", who());
@@ -46,7 +46,7 @@ void add_run(const AmaxExchange& exchange, const AmaxRun& run, const Catalogs& c
   if (!both_have) violated("{}: not both have a part of every block", who());
   const Box tensor = whole(from.shape);
   for_each_block(run.blocks, [&](const Box& block) {
-    received.push_back({exchange.to, run.to_entry, block_number(block, tensor), exchange.from, run.from_entry});
+    received.push_back({exchange.to, run.to_column, block_number(block, tensor), exchange.from, run.from_column});
   });
 }
 
@@ -131,12 +131,12 @@ void check_amax(const Plan& plan, const Catalogs& catalogs, Proof& proof) {
   for (std::size_t index = 0; index < plan.steps.size(); ++index) {
     const auto& step = plan.steps[index];
     if (!has_scales(step.recipe)) continue;
-    check.require_whole_blocks({step.trainer, step.entry, blocks_touched(step.box), step.needs_amax},
+    check.require_whole_blocks({step.trainer, step.column, blocks_touched(step.box), step.needs_amax},
                                [&] { return describe(plan, catalogs, index); });
   }
   for (std::size_t index = 0; index < plan.scale_steps.size(); ++index) {
     const auto& step = plan.scale_steps[index];
-    check.require_whole_blocks({step.trainer, step.entry, step.blocks},
+    check.require_whole_blocks({step.trainer, step.column, step.blocks},
                                [&] { return describe_scales(plan, catalogs, index); });
   }
   proof.straddling_blocks = check.straddling_blocks();

@@ -22,6 +22,8 @@ template <class... Args>
 [[nodiscard]] std::string describe(const Plan& plan, const Catalogs& catalogs, std::size_t step);
 [[nodiscard]] std::string describe_scales(const Plan& plan, const Catalogs& catalogs, std::size_t scale_step);
 
+// The same plan with a step for each tensor, whose columns are replaced by the entries that they name.
+[[nodiscard]] Plan tensor_by_tensor(const Plan& families);
 // Every index points at something, every source box is owned by the trainer that sends it, and every destination
 // takes that box of that tensor in that recipe.
 void check_routes(const Plan& plan, const Catalogs& catalogs);

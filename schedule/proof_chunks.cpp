@@ -42,7 +42,7 @@ void check_chunks(const Plan& plan, const Catalogs& catalogs) {
   for (std::size_t index = 0; index < plan.steps.size(); ++index) {
     const auto& step = plan.steps[index];
     const auto who = [&] { return describe(plan, catalogs, index); };
-    const auto pieces = chunks_of(step, plan.chunk_bytes);
+    const auto pieces = chunks_of(step.box, step.frame, step.recipe, plan.chunk_bytes);
     if (pieces.size() != step.chunks)
       violated("{} in {} pieces, but is cut into {}", who(), step.chunks, pieces.size());
     std::vector<Box> left = {step.box};

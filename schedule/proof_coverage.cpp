@@ -163,10 +163,10 @@ class Sweep {
 void check_coverage(const Plan& plan, const Catalogs& catalogs, Proof& proof) {
   std::vector<std::vector<Write>> by_server(catalogs.servers.size());
   for (std::size_t step = 0; step < plan.steps.size(); ++step) {
-    for (const auto& to : plan.steps[step].destinations) by_server[to.server].push_back({false, step, to.entry});
+    for (const auto& to : plan.steps[step].destinations) by_server[to.server].push_back({false, step, to.column});
   }
   for (std::size_t step = 0; step < plan.scale_steps.size(); ++step) {
-    for (const auto& to : plan.scale_steps[step].destinations) by_server[to.server].push_back({true, step, to.entry});
+    for (const auto& to : plan.scale_steps[step].destinations) by_server[to.server].push_back({true, step, to.column});
   }
   for (std::uint32_t server = 0; server < catalogs.servers.size(); ++server) {
     Sweep sweep(plan, catalogs, server);

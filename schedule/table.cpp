@@ -39,12 +39,12 @@ Json json_of(const std::vector<TargetExtent>& targets, std::size_t axes) {
   return json;
 }
 
-Json json_of(const std::vector<AmaxExchange>& exchanges, std::uint32_t AmaxExchange::*peer) {
+Json json_of(const std::vector<AmaxMessage>& messages, std::uint32_t AmaxMessage::*peer) {
   Json json = Json::array();
-  for (const auto& exchange : exchanges) {
-    Json runs = Json::array();
-    for (const auto& run : exchange.runs) runs.push_back({run.from_entry, run.to_entry, json_of(run.blocks)});
-    json.push_back({exchange.*peer, std::move(runs)});
+  for (const auto& message : messages) {
+    Json parts = Json::array();
+    for (const auto& part : message.parts) parts.push_back({part.from_entry, part.to_entry, json_of(part.blocks)});
+    json.push_back({message.*peer, std::move(parts)});
   }
   return json;
 }
@@ -151,11 +151,9 @@ class Reader {
   const Json document_;
 };
 
-TrainerStep read_step(const Reader& reader, const Json& json, std::uint32_t trainer, std::uint64_t chunk_bytes) {
+TrainerStep read_step(const Reader& reader, const Json& json, std::uint64_t chunk_bytes) {
   reader.tuple(json, 8);
-  TrainerStep read;
-  auto& step = read.step;
-  step.trainer = trainer;
+  TrainerStep step;
   step.entry = reader.own_entry(json[0]);
   const auto& entry = reader.own().entries[step.entry];
   step.recipe = static_cast<Recipe>(reader.integer(json[1], UINT8_MAX));
@@ -166,66 +164,67 @@ TrainerStep read_step(const Reader& reader, const Json& json, std::uint32_t trai
   step.needs_amax = reader.boolean(json[4]);
   step.signal = static_cast<std::uint32_t>(reader.integer(json[5], 0));
   step.chunks = static_cast<std::uint32_t>(reader.integer(json[6], UINT32_MAX));
-  if (step.chunks != count_chunks(step, chunk_bytes)) reader.fail("a step's number of chunks is not that of its box");
-  read.targets = reader.targets(json[7], step.frame, element_bytes(step.recipe));
-  return read;
+  if (step.chunks != count_chunks(step.box, step.frame, step.recipe, chunk_bytes)) {
+    reader.fail("a step's number of chunks is not that of its box");
+  }
+  step.targets = reader.targets(json[7], step.frame, element_bytes(step.recipe));
+  return step;
 }
 
-TrainerScaleStep read_scale_step(const Reader& reader, const Json& json, std::uint32_t trainer) {
+TrainerScaleStep read_scale_step(const Reader& reader, const Json& json) {
   reader.tuple(json, 4);
-  TrainerScaleStep read;
-  auto& step = read.step;
-  step.trainer = trainer;
+  TrainerScaleStep step;
   step.entry = reader.own_entry(json[0]);
   const auto& entry = reader.own().entries[step.entry];
   step.frame = reader.box_within(json[2], whole(block_grid(entry.shape)));
   step.blocks = reader.box_within(json[1], blocks_touched(entry.box));
   if (!contains(step.frame, step.blocks)) reader.fail("the blocks of a scale step are not inside its frame");
-  read.targets = reader.targets(json[3], step.frame, element_bytes(Recipe::fp32));
-  return read;
+  step.targets = reader.targets(json[3], step.frame, element_bytes(Recipe::fp32));
+  return step;
 }
 
 // `outgoing`: this rank is `from`, the peer is `to`.
-std::vector<AmaxExchange> read_exchanges(const Reader& reader, const Json& json, bool outgoing) {
-  std::vector<AmaxExchange> exchanges;
+std::vector<AmaxMessage> read_messages(const Reader& reader, const Json& json, bool outgoing) {
+  std::vector<AmaxMessage> messages;
   const auto own_rank = reader.own().rank;
   reader.each(json, [&](const Json& item) {
     reader.tuple(item, 2);
     const auto peer = reader.rank(item[0]);
-    AmaxExchange exchange{outgoing ? own_rank : peer, outgoing ? peer : own_rank, {}};
-    reader.each(item[1], [&](const Json& run_json) {
-      reader.tuple(run_json, 3);
-      AmaxRun run;
-      run.from_entry = outgoing ? reader.own_entry(run_json[0]) : reader.peer_entry(run_json[0]);
-      run.to_entry = outgoing ? reader.peer_entry(run_json[1]) : reader.own_entry(run_json[1]);
-      const auto& entry = reader.own().entries[outgoing ? run.from_entry : run.to_entry];
-      run.blocks = reader.box_within(run_json[2], blocks_touched(entry.box));
-      exchange.runs.push_back(run);
+    AmaxMessage message{outgoing ? own_rank : peer, outgoing ? peer : own_rank, {}};
+    reader.each(item[1], [&](const Json& part_json) {
+      reader.tuple(part_json, 3);
+      AmaxPart part;
+      part.from_entry = outgoing ? reader.own_entry(part_json[0]) : reader.peer_entry(part_json[0]);
+      part.to_entry = outgoing ? reader.peer_entry(part_json[1]) : reader.own_entry(part_json[1]);
+      const auto& entry = reader.own().entries[outgoing ? part.from_entry : part.to_entry];
+      part.blocks = reader.box_within(part_json[2], blocks_touched(entry.box));
+      message.parts.push_back(part);
     });
-    exchanges.push_back(std::move(exchange));
+    messages.push_back(std::move(message));
   });
-  return exchanges;
+  return messages;
 }
 
 }  // namespace
 
 std::vector<std::uint8_t> encode(const TrainerTable& table) {
   Json steps = Json::array();
-  for (const auto& [step, targets] : table.steps) {
+  for (const auto& step : table.steps) {
     steps.push_back({step.entry, static_cast<unsigned>(step.recipe), json_of(step.box), json_of(step.frame),
-                     step.needs_amax, step.signal, step.chunks, json_of(targets, step.frame.axes)});
+                     step.needs_amax, step.signal, step.chunks, json_of(step.targets, step.frame.axes)});
   }
   Json scale_steps = Json::array();
-  for (const auto& [step, targets] : table.scale_steps) {
-    scale_steps.push_back({step.entry, json_of(step.blocks), json_of(step.frame), json_of(targets, step.frame.axes)});
+  for (const auto& step : table.scale_steps) {
+    scale_steps.push_back(
+        {step.entry, json_of(step.blocks), json_of(step.frame), json_of(step.targets, step.frame.axes)});
   }
   const Json document = {{"format", kTrainerFormat},
                          {"trainer", table.trainer},
                          {"chunk_bytes", table.chunk_bytes},
                          {"steps", std::move(steps)},
                          {"scale_steps", std::move(scale_steps)},
-                         {"amax_out", json_of(table.amax_out, &AmaxExchange::to)},
-                         {"amax_in", json_of(table.amax_in, &AmaxExchange::from)}};
+                         {"amax_out", json_of(table.amax_out, &AmaxMessage::to)},
+                         {"amax_in", json_of(table.amax_in, &AmaxMessage::from)}};
   return Json::to_cbor(document);
 }
 
@@ -247,11 +246,11 @@ TrainerTable decode_trainer_table(const std::vector<std::uint8_t>& bytes, const 
   table.chunk_bytes = reader.integer(reader.member("chunk_bytes"), UINT64_MAX);
   if (table.chunk_bytes == 0) reader.fail("chunk_bytes is 0");
   reader.each(reader.member("steps"),
-              [&](const Json& json) { table.steps.push_back(read_step(reader, json, own.rank, table.chunk_bytes)); });
+              [&](const Json& json) { table.steps.push_back(read_step(reader, json, table.chunk_bytes)); });
   reader.each(reader.member("scale_steps"),
-              [&](const Json& json) { table.scale_steps.push_back(read_scale_step(reader, json, own.rank)); });
-  table.amax_out = read_exchanges(reader, reader.member("amax_out"), true);
-  table.amax_in = read_exchanges(reader, reader.member("amax_in"), false);
+              [&](const Json& json) { table.scale_steps.push_back(read_scale_step(reader, json)); });
+  table.amax_out = read_messages(reader, reader.member("amax_out"), true);
+  table.amax_in = read_messages(reader, reader.member("amax_in"), false);
   return table;
 }
 

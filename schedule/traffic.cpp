@@ -5,6 +5,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "schedule/proof_checks.h"
 #include "schedule/proof_geometry.h"
 
 namespace weightcast {
@@ -22,7 +23,7 @@ class Adder {
 
   void add(const Step& step, uint64_t chunk_bytes) {
     const auto size = element_bytes(step.recipe);
-    add(step.trainer, step.destinations, step.box, size, chunks_of(step, chunk_bytes));
+    add(step.trainer, step.destinations, step.box, size, chunks_of(step.box, step.frame, step.recipe, chunk_bytes));
   }
   void add(const ScaleStep& step) { add(step.trainer, step.destinations, step.blocks, sizeof(float), {step.blocks}); }
 
@@ -50,7 +51,7 @@ class Adder {
     const Entry* before = nullptr;
     uint64_t puts = 0;
     for (const auto& to : destinations) {
-      const auto& entry = catalogs_.servers[to.server].entries[to.entry];
+      const auto& entry = catalogs_.servers[to.server].entries[to.column];
       if (before == nullptr || before->strides_bytes != entry.strides_bytes) {  // most replicas are laid out alike
         before = &entry;
         puts = 0;
@@ -73,7 +74,7 @@ std::vector<std::vector<std::size_t>> by_tensor(const Plan& plan, const Catalogs
   std::unordered_map<std::string_view, std::size_t> numbers;
   std::vector<std::vector<std::size_t>> positions;
   const auto place = [&](const auto& step, std::size_t position) {
-    const auto& name = catalogs.trainers[step.trainer].entries[step.entry].tensor;
+    const auto& name = catalogs.trainers[step.trainer].entries[step.column].tensor;
     const auto [found, is_new] = numbers.emplace(name, positions.size());
     if (is_new) positions.emplace_back();
     positions[found->second].push_back(position);
@@ -85,7 +86,8 @@ std::vector<std::vector<std::size_t>> by_tensor(const Plan& plan, const Catalogs
 
 }  // namespace
 
-Traffic traffic_of(const Plan& plan, const Catalogs& catalogs) {
+Traffic traffic_of(const Plan& families, const Catalogs& catalogs) {
+  const auto plan = proof::tensor_by_tensor(families);
   Adder adder(catalogs);
   for (const auto& positions : by_tensor(plan, catalogs)) {
     adder.begin_tensor();

@@ -249,7 +249,7 @@ class Execution {
     }
     for (const auto& sender : trainers_) {
       for (const auto& out : sender.table.amax_out) {
-        for (const auto& run : out.runs) {
+        for (const auto& run : out.parts) {
           each_element(run.blocks, [&](const Coordinates& block) {
             auto& amax = trainers_[out.to].merged.at({run.to_entry, block});
             amax = std::max(amax, sender.own.at({run.from_entry, block}));
@@ -259,13 +259,12 @@ class Execution {
     }
   }
 
-  void run(TrainerRank& trainer, const TrainerStep& task) {
-    const auto& step = task.step;
+  void run(TrainerRank& trainer, const TrainerStep& step) {
     const auto& entry = trainer.catalog.entries[step.entry];
     const auto& amax_of = step.needs_amax ? trainer.merged : trainer.own;
     const auto element = element_bytes(step.recipe);
     const auto row_bytes = static_cast<std::uint64_t>(step.frame.extent[step.frame.axes - 1U]) * element;
-    const auto chunks = chunks_of(step, trainer.table.chunk_bytes);
+    const auto chunks = chunks_of(step.box, step.frame, step.recipe, trainer.table.chunk_bytes);
     CHECK(chunks.size() == step.chunks);
     for (const auto& chunk : chunks) {
       for_each_matrix(chunk, step.frame, [&](const MatrixView& view) {
@@ -285,7 +284,7 @@ class Execution {
         Box matrix = chunk;
         matrix.offset = view.origin;
         for (std::size_t axis = 0; axis + 2 < matrix.axes; ++axis) matrix.extent[axis] = 1;
-        for (const auto& target : task.targets) {
+        for (const auto& target : step.targets) {
           put(target, step.frame, matrix, element, output);
           sent_[{trainer.catalog.rank, target.server}] += cast_result.digest;
         }
@@ -293,14 +292,13 @@ class Execution {
     }
   }
 
-  void run(TrainerRank& trainer, const TrainerScaleStep& task) {
-    const auto& step = task.step;
+  void run(TrainerRank& trainer, const TrainerScaleStep& step) {
     Bytes scales;
     each_element(step.blocks, [&](const Coordinates& block) {
       const auto scale = std::bit_cast<std::array<std::byte, 4>>(scale_of_amax(trainer.merged.at({step.entry, block})));
       scales.insert(scales.end(), scale.begin(), scale.end());
     });
-    for (const auto& target : task.targets) put(target, step.frame, step.blocks, 4, scales);
+    for (const auto& target : step.targets) put(target, step.frame, step.blocks, 4, scales);
   }
 
   void put(const TargetExtent& target, const Box& frame, const Box& box, std::uint64_t element, const Bytes& bytes) {

@@ -133,12 +133,8 @@ TEST_CASE("each trainer begins with another server, and with steps that wait for
 
 TEST_CASE("chunks end at words of the frame, at blocks, or after whole rows") {
   const auto chunks = [](const Box& box, const Box& frame, Recipe recipe, std::uint64_t chunk_bytes) {
-    Step step;
-    step.box = box;
-    step.frame = frame;
-    step.recipe = recipe;
     std::string text;
-    for (const auto& chunk : chunks_of(step, chunk_bytes)) text += to_string(chunk);
+    for (const auto& chunk : chunks_of(box, frame, recipe, chunk_bytes)) text += to_string(chunk);
     return text;
   };
   CHECK(chunks({1, {3}, {10}}, {1, {1}, {20}}, Recipe::bf16, 9) == "[3:5][5:9][9:13]");

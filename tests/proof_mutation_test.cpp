@@ -105,9 +105,9 @@ struct Damage {
     for (std::uint32_t index = 0; index < 8; ++index) {
       const auto to = " of " + std::to_string(i) + " becomes " + std::to_string(index);
       try_one("trainer" + to, [&](Plan& p) { list(p)[i].trainer = index; });
-      try_one("source entry" + to, [&](Plan& p) { list(p)[i].entry = index; });
+      try_one("source entry" + to, [&](Plan& p) { list(p)[i].column = index; });
       try_one("server" + to, [&](Plan& p) { list(p)[i].destinations[0].server = index; });
-      try_one("destination entry" + to, [&](Plan& p) { list(p)[i].destinations[0].entry = index; });
+      try_one("destination entry" + to, [&](Plan& p) { list(p)[i].destinations[0].column = index; });
     }
   }
 
@@ -131,7 +131,7 @@ struct Damage {
         try_one("repeat run", [&](Plan& p) { p.amax[i].runs.push_back(copy_of(p.amax[i].runs[run])); });
         try_one("shift run", [&](Plan& p) { ++p.amax[i].runs[run].blocks.offset[0]; });
         try_one("shift run", [&](Plan& p) { ++p.amax[i].runs[run].blocks.offset[1]; });
-        try_one("other entry", [&](Plan& p) { p.amax[i].runs[run].from_entry ^= 1; });
+        try_one("other entry", [&](Plan& p) { p.amax[i].runs[run].from_column ^= 1; });
       }
     }
   }

@@ -67,24 +67,24 @@ TEST_CASE("a trainer that sends what it does not hold is named") {
         "step 0 (trainer 1 sends w [0:144, 0:256]), but holds [144:256, 0:256] in its entry 0");
   CHECK(violation([](World& w) { w.plan.steps[0].box.offset[0] = 1; }).find("but holds [0:144, 0:256]") !=
         std::string::npos);
-  CHECK(violation([](World& w) { w.plan.steps[2].entry = 0; }).find("step 2 (trainer 0 sends w [0:64])") == 0);
-  CHECK(violation([](World& w) { w.plan.steps[2].entry = 2; }).find("step 2 is for entry 2 of trainer 0") == 0);
+  CHECK(violation([](World& w) { w.plan.steps[2].column = 0; }).find("step 2 (trainer 0 sends w [0:64])") == 0);
+  CHECK(violation([](World& w) { w.plan.steps[2].column = 2; }).find("step 2 is for entry 2 of trainer 0") == 0);
   CHECK(violation([](World& w) { w.plan.steps[2].trainer = 2; }) ==
         "step 2 is for trainer 2, but there are 2 trainers");
   CHECK(violation([](World& w) { w.plan.steps[2].box.extent[0] = 0; }).find("but holds") != std::string::npos);
 }
 
 TEST_CASE("a destination that does not take what is sent is named") {
-  CHECK(violation([](World& w) { w.plan.steps[0].destinations[0].entry = 2; }) ==
+  CHECK(violation([](World& w) { w.plan.steps[0].destinations[0].column = 2; }) ==
         "step 0 (trainer 0 sends w [0:144, 0:256]) goes to entry 2 of server 0, which holds norm");
-  CHECK(violation([](World& w) { w.plan.steps[0].destinations[0].entry = 1; }).find("which holds the scales of w") !=
+  CHECK(violation([](World& w) { w.plan.steps[0].destinations[0].column = 1; }).find("which holds the scales of w") !=
         std::string::npos);
   CHECK(violation([](World& w) { w.plan.steps[0].destinations[0].server = 1; })
             .find("counts in the frame [0:256, 0:256], "
                   "but entry 0 of server 1") != std::string::npos);
   CHECK(violation([](World& w) { w.plan.steps[0].destinations[0].server = 7; }).find("there are 2 servers") !=
         std::string::npos);
-  CHECK(violation([](World& w) { w.plan.steps[0].destinations[0].entry = 3; }).find("which has 3 entries") !=
+  CHECK(violation([](World& w) { w.plan.steps[0].destinations[0].column = 3; }).find("is for tensor 0 of column 3, which does not exist") !=
         std::string::npos);
   CHECK(violation([](World& w) {
           w.plan.steps[0].destinations[0].relay = 1;
@@ -110,7 +110,7 @@ TEST_CASE("each scale is written once, by one who has all of its block") {
   CHECK(violation([](World& w) { w.plan.scale_steps[0].trainer = 1; }) ==
         "scale step 0 (trainer 1 sends the scales of w blocks [0:1, 0:2]), but its entry 0 holds [144:256, 0:256]");
   CHECK(violation([](World& w) {
-          w.plan.scale_steps[2].destinations[0].entry = 0;
+          w.plan.scale_steps[2].destinations[0].column = 0;
         }).find("which holds the values of w") != std::string::npos);
   CHECK(violation([](World& w) { w.plan.scale_steps[2].frame.extent[0] = 1; }).find("outside its frame") !=
         std::string::npos);
@@ -132,11 +132,11 @@ TEST_CASE("who casts a part of a block must be given the amax of the rest") {
         "two amax messages from trainer 0 to trainer 1");
   CHECK(violation([](World& w) { w.plan.amax[0].runs.push_back(w.plan.amax[0].runs[0]); }) ==
         "trainer 0 sends the amax of block 2 of w twice to trainer 1");
-  CHECK(violation([](World& w) { w.plan.amax[0].runs[0].from_entry = 1; }).find("these are two tensors") !=
+  CHECK(violation([](World& w) { w.plan.amax[0].runs[0].from_column = 1; }).find("these are two tensors") !=
         std::string::npos);
   CHECK(violation([](World& w) {
-          w.plan.amax[0].runs[0].from_entry = 9;
-        }).find("entry 9 of trainer 0, which does not") != std::string::npos);
+          w.plan.amax[0].runs[0].from_column = 9;
+        }).find("names tensors of column 9, which do not exist") != std::string::npos);
   CHECK(violation([](World& w) { w.plan.amax[1].runs[0].blocks.offset[0] = 0; }).find("not both have a part") !=
         std::string::npos);
 }

@@ -132,8 +132,8 @@ TEST_CASE("a trainer and a server derive the same signals, each from its own tab
           if (target.server == to) sent.push_back(static_cast<std::uint64_t>(elements(box)) * element);
         }
       };
-      for (const auto& step : table.steps) add(step.targets, step.step.box, element_bytes(step.step.recipe));
-      for (const auto& step : table.scale_steps) add(step.targets, step.step.blocks, sizeof(float));
+      for (const auto& step : table.steps) add(step.targets, step.box, element_bytes(step.recipe));
+      for (const auto& step : table.scale_steps) add(step.targets, step.blocks, sizeof(float));
       for (const ExpectedSender& sender : server_table(plan, catalogs, to).senders) {
         if (sender.trainer == rank) CHECK(signals_of(sender, catalogs.servers[to]) == signals_of(sent));
       }

@@ -22,18 +22,24 @@ std::string servers_of(const std::vector<Destination>& destinations) {
 // Who sends which part of the tensors that match to whom.
 std::string steps_of(const Plan& plan, const Catalogs& catalogs, const std::string& pattern) {
   std::map<std::string, std::string> lines;  // by tensor
-  const auto name = [&](const auto& step) { return catalogs.trainers[step.trainer].entries[step.entry].tensor; };
-  const auto matches = [&](const auto& step) { return fnmatch(pattern.c_str(), name(step).c_str(), 0) == 0; };
+  const auto for_each_match = [&](const auto& step, const auto& line) {
+    for (auto i = step.first; i < step.first + step.count; ++i) {
+      const auto& name = catalogs.trainers[step.trainer].entries[plan.columns[step.column][i]].tensor;
+      if (fnmatch(pattern.c_str(), name.c_str(), 0) == 0) lines[name] += line();
+    }
+  };
   for (const auto& step : plan.steps) {
-    if (!matches(step)) continue;
-    lines[name(step)] +=
-        fmt::format("  trainer {} sends {} as {} to {}{}\n", step.trainer, to_string(step.box), to_string(step.recipe),
-                    servers_of(step.destinations), step.needs_amax ? ", after the exchange of block maxima" : "");
+    for_each_match(step, [&] {
+      return fmt::format("  trainer {} sends {} as {} to {}{}\n", step.trainer, to_string(step.box),
+                         to_string(step.recipe), servers_of(step.destinations),
+                         step.needs_amax ? ", after the exchange of block maxima" : "");
+    });
   }
   for (const auto& step : plan.scale_steps) {
-    if (!matches(step)) continue;
-    lines[name(step)] += fmt::format("  trainer {} sends the scales of blocks {} to {}\n", step.trainer,
-                                     to_string(step.blocks), servers_of(step.destinations));
+    for_each_match(step, [&] {
+      return fmt::format("  trainer {} sends the scales of blocks {} to {}\n", step.trainer, to_string(step.blocks),
+                         servers_of(step.destinations));
+    });
   }
   if (lines.empty()) throw Error(Code::invalid_argument, fmt::format("no tensor of the plan matches {}", pattern));
   std::string text;

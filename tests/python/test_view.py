@@ -19,8 +19,8 @@ TABLE = {
     ],
     "bound": {"seconds": 0.002, "set_by": "server 0 in, 3.0 MB"},
 }
-STEP = {"trainer": 0, "recipe": "bf16", "box": {"offset": [0, 0], "extent": [4, 8]}, "destinations": [{"server": 0}, {"server": 1}]}
-SCALES = {"trainer": 1, "blocks": {"offset": [0], "extent": [5]}, "destinations": [{"server": 1}]}
+STEP = {"trainer": 0, "recipe": "bf16", "count": 1, "box": "[4:8, 0:8]", "destinations": [{"server": 0}, {"server": 1}]}
+SCALES = {"trainer": 1, "count": 5, "blocks": "[0:1]", "destinations": [{"server": 1}]}
 PLAN = {"steps": [STEP], "scale_steps": [SCALES], "trainer_bytes": [128, 20], "server_bytes": [64, 84]}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,9 +82,9 @@ def _of_plan(plan: dict) -> Routes:
     count: Counter[tuple[int, int]] = Counter()
     for kind, box, element_bytes in (("steps", "box", None), ("scale_steps", "blocks", 4)):
         for step in plan[kind]:
-            bytes_ = element_bytes or ELEMENT_BYTES[step["recipe"]]
-            for extent in step[box]["extent"]:
-                bytes_ *= extent
+            bytes_ = step["count"] * (element_bytes or ELEMENT_BYTES[step["recipe"]])
+            for begin, end in re.findall(r"(\d+):(\d+)", step[box]):
+                bytes_ *= int(end) - int(begin)
             for destination in step["destinations"]:
                 count[step["trainer"], destination["server"]] += bytes_
     return Routes(dict(count), len(plan["trainer_bytes"]), len(plan["server_bytes"]), {})
