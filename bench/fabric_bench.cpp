@@ -23,7 +23,7 @@
 #include <thread>
 #include <vector>
 
-#include "bench/report_file.h"
+#include "transport/base/report_file.h"
 #include "bench/ucx_perftest.h"
 #include "transport/fabric.h"
 

@@ -18,7 +18,7 @@
 #include <string>
 #include <vector>
 
-#include "bench/report_file.h"
+#include "transport/base/report_file.h"
 #include "quant/cast.h"
 
 using namespace weightcast;

@@ -234,6 +234,20 @@ Catalogs catalogs_of(const Scenario& scenario) {
   return catalogs;
 }
 
+Topology topology_of(const Scenario& scenario) {
+  Topology topology;
+  std::uint32_t node = 0;
+  const auto add = [&](const Hardware& hardware, std::vector<RankLinks>& ranks) {
+    for (std::uint32_t end = node + hardware.nodes; node < end; ++node) {
+      const RankLinks links{node, hardware.nics_per_gpu * hardware.nic_gbs, hardware.nvlink_gbs};
+      ranks.insert(ranks.end(), hardware.gpus_per_node, links);
+    }
+  };
+  add(scenario.trainer_hardware, topology.trainers);
+  for (const auto& pool : scenario.servers) add(pool.hardware, topology.servers);
+  return topology;
+}
+
 LinkRates link_rates_of(const Scenario& scenario) {
   const auto rate = [](const Hardware& hardware) { return hardware.nics_per_gpu * hardware.nic_gbs; };
   LinkRates rates;

@@ -14,6 +14,7 @@
 #include "schedule/explain.h"
 #include "schedule/model_shapes.h"
 #include "schedule/plan.h"
+#include "schedule/simulate.h"
 
 namespace weightcast {
 
@@ -63,6 +64,7 @@ struct Scenario {
   TrainerLayout trainers;
   Hardware trainer_hardware;
   std::vector<ServerPool> servers;  // ranks and replicas count on from pool to pool
+  SimulationOptions simulation;
 };
 
 // True when the document's "format" is a scenario's, so that it may be told from a catalog.
@@ -74,6 +76,8 @@ struct Scenario {
 
 // Throws Error{invalid_argument} naming origin, pool, tensor and rank when a recipe cannot be applied to a slice.
 [[nodiscard]] Catalogs catalogs_of(const Scenario& scenario);
+// The links and the node of each rank.
+[[nodiscard]] Topology topology_of(const Scenario& scenario);
 // The NICs of each rank.
 [[nodiscard]] LinkRates link_rates_of(const Scenario& scenario);
 
