@@ -1,7 +1,7 @@
-"""vllm_model.py FOLDER_A FOLDER_B RANK RANKS STORE: one rank of a vLLM model, without an engine around it.
+"""vllm_model.py RANK RANKS STORE FOLDER...: one rank of vLLM models, without an engine around them. FOLDER has a/ and b/.
 
 Loads A, traces it, writes B's bytes through the map (NumPy-like, with no code of the transfer), and compares every
-parameter with those of a model that vLLM itself loaded from B. Prints one JSON object.
+parameter with those of a model that vLLM itself loaded from B. Prints one JSON object per folder.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from vllm.config import set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.model_loader import get_model
+from vllm.model_executor.models import registry
 from weightcast.vllm import engine, register, reload
 
 
@@ -30,26 +31,35 @@ def config_of(folder: str, ranks: int, rank: int):
 
 
 def main() -> None:
-    folder_a, folder_b, rank, ranks, store = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+    rank, ranks, store, folders = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:]
     torch.set_num_threads(1)
+    registry._run_in_subprocess = lambda look: look()  # vLLM looks at every new class in a process of its own: 20 s each
     register()
-    config = config_of(folder_a, ranks, rank)
+    config = config_of(f"{folders[0]}/a", ranks, rank)
     with set_current_vllm_config(config):
         init_distributed_environment(ranks, rank, f"file://{store}", rank, "gloo")
         initialize_model_parallel(ranks)
-    model = load(config)
+    for folder in folders:
+        try:
+            said = compare(f"{folder}/a", f"{folder}/b", rank, ranks)
+        except Exception as error:
+            said = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps({"model": os.path.basename(folder)} | said), flush=True)
+
+
+def compare(folder_a: str, folder_b: str, rank: int, ranks: int) -> dict:
+    model = load(config_of(folder_a, ranks, rank))
     before = {name: tensor.data_ptr() for name, tensor in reload.tensors_of(model).items()}
     layout, seconds = engine.trace_model(model, folder_a)
     assert before == {name: tensor.data_ptr() for name, tensor in reload.tensors_of(model).items()}, "tracing moved weights"
-    write(model, layout, {k: v for f in sorted(os.listdir(folder_b)) if f.endswith(".safetensors") for k, v in load_file(f"{folder_b}/{f}").items()})
-    fresh_config = config_of(folder_b, ranks, rank)
-    fresh = load(fresh_config)
-    differing = [name for name, tensor in reload.tensors_of(fresh).items() if not same(tensor, reload.tensors_of(model)[name])]
-    changed = [name for name, tensor in reload.tensors_of(load(config_of(folder_a, ranks, rank))).items()
-               if not same(tensor, reload.tensors_of(fresh)[name])]  # fmt: skip
-    print(json.dumps({"slices": len(layout.entries), "landings": sorted(set(layout.landings.values())), "differing": differing,
-                      "changed": len(changed), "parameters": len(layout.landings), "unused": layout.unused,
-                      "staged": sorted(layout.staged), "seconds": seconds, "fingerprint": layout.fingerprint}))  # fmt: skip
+    tensors = {k: v for f in sorted(os.listdir(folder_b)) if f.endswith(".safetensors") for k, v in load_file(f"{folder_b}/{f}").items()}
+    was = {name: tensor.clone() for name, tensor in reload.tensors_of(model).items()}
+    write(model, layout, tensors)
+    updated, fresh = reload.tensors_of(model), reload.tensors_of(load(config_of(folder_b, ranks, rank)))
+    return {"slices": len(layout.entries), "landings": sorted(set(layout.landings.values())), "parameters": len(layout.landings),
+            "differing": [name for name, tensor in fresh.items() if not same(tensor, updated[name])],
+            "changed": sum(not same(was[name], tensor) for name, tensor in fresh.items()), "unused": layout.unused,
+            "staged": sorted(layout.staged), "seconds": seconds, "fingerprint": layout.fingerprint}  # fmt: skip
 
 
 def load(config):

@@ -132,8 +132,14 @@ class Layout:
 def layout_of(trace: Trace, manifest: Manifest, targets: Mapping[str, Target]) -> Layout:
     """Every target is filled exactly once or refused: NotServable names the first that is not."""
     copies, regions, kept = trace.copies_of(), memory.Regions(), []
+    filled = {target.live.data_ptr() for name, target in targets.items() if name in copies and target.live is not None}
     for name, target in targets.items():
-        _check_covered(name, target, trace, copies.get(name, []))
+        tied = name not in copies and target.live is not None and target.live.data_ptr() in filled
+        if tied and target.landing == STAGED:
+            raise NotServable(f"parameter {name!r} is tied to another, and the engine computes from a packed copy of it, which "
+                              "no update reaches; for vLLM on a CPU set WEIGHTCAST_VLLM_CPU_PACKING=off")  # fmt: skip
+        if not tied:
+            _check_covered(name, target, trace, copies.get(name, []))
     scales = {copy.tensor: copy for copy in trace.copies if copy.tensor.endswith(_SCALES)}
     places, landings, entries = {}, {}, []
     for name in copies:

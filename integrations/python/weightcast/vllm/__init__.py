@@ -4,7 +4,7 @@
     client.update(trainer, version)             # the server generates with the new weights; no request fails
 
 vLLM finds the server's side by itself (entry point `vllm.general_plugins`). It reads `--additional-config
-'{"weightcast": {"config": "weightcast.json"}}'`; integrations/python/VLLM.md lists the options.
+'{"weightcast": {"config": "weightcast.json"}}'`; integrations/VLLM.md lists the options.
 """
 
 from __future__ import annotations

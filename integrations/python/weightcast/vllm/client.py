@@ -40,13 +40,16 @@ class Client:
     """Drives vLLM servers through updates: `update` on trainer rank 0, `Trainer.push` and `wait` on the others.
 
     Each engine is a URL of the HTTP server (started with VLLM_SERVER_DEV_MODE=1), an `LLM`, or an `AsyncLLM` together
-    with the event loop that it runs in: `(engine, loop)`. Engines are replicas, in the order of their replica numbers.
+    with the event loop that it runs in: `(engine, loop)`; or whatever has the methods of vLLM's VLLMWeightSyncClient, which
+    knows no pause. `controller` is who knows the state of updates (anything with Controller.status), where trainer 0 does
+    not run the controller itself.
     """
 
-    def __init__(self, *engines: Any, timeout_s: float = 120.0) -> None:
+    def __init__(self, *engines: Any, controller: Any = None, timeout_s: float = 120.0) -> None:
         if not engines:
             raise ValueError("Client needs at least one engine")
         self._engines = [_engine(engine, timeout_s) for engine in engines]
+        self._controller = controller
         self._timeout_s = timeout_s
 
     def update(self, trainer: Trainer, version: int, kv: Kv = "keep", pause: bool = False, in_place: bool = False) -> Update:
@@ -92,6 +95,11 @@ class Client:
         paused_ms = (time.monotonic() - paused_at) * 1e3 if paused_at else 0.0
         return Update(version, report, transfer_s, commit_ms, paused_ms)
 
+    def next_version(self, trainer: Trainer) -> int:
+        """One above every version that the controller knows of: trainers come and go, versions only rise."""
+        status = self._controller.status() if self._controller else trainer.status().get("controller", {})
+        return max([status.get("version", 0), *(member.get("committed_version", 0) for member in status.get("members", []))]) + 1
+
     def versions(self) -> list[str]:
         """What each engine says that it serves; "default" before the first update."""
         return [engine.version() for engine in self._engines]
@@ -116,10 +124,10 @@ class Client:
             if status["ended"] >= version:
                 trainer.wait(version, 1.0)  # raises the reason
                 raise Aborted(f"version {version} ended before the engines were asked to switch")
-            controller = status.get("controller")
+            controller = self._controller.status() if self._controller else status.get("controller")
             if controller is None:
-                raise WeightcastError("Client.update belongs on the trainer that runs the controller (rank 0, "
-                                      "controller.embedded); the others call push and wait")  # fmt: skip
+                raise WeightcastError("Client.update belongs on the trainer that runs the controller (rank 0, controller.embedded; "
+                                      "the others call push and wait), or needs Client(controller=...)")  # fmt: skip
             if controller["state"] in states and controller.get("update", {}).get("version", version) == version:
                 return
             pushing.raise_if_failed()
@@ -160,6 +168,8 @@ def _engine(engine: Any, timeout_s: float) -> Any:
         return _AsyncEngine(*engine, timeout_s)
     if hasattr(engine, "llm_engine"):
         return _OfflineEngine(engine)
+    if hasattr(engine, "finish_weight_update"):
+        return _SyncClientEngine(engine)
     raise TypeError(f"an engine is a URL, an LLM, or (AsyncLLM, its event loop), not {type(engine).__name__}")
 
 
@@ -207,6 +217,21 @@ class _OfflineEngine:
 
     def version(self) -> str:
         return self._engine.get_weight_version()
+
+
+class _SyncClientEngine:
+    """vLLM's own client protocol: four calls, and the version that the plug-in publishes by itself."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def call(self, route: str, body: dict[str, Any] | None = None) -> Any:
+        if route == "update_weights":
+            return self._client.update_weights((body or {})["update_info"])
+        return getattr(self._client, route)() if route != "update_weight_version" else None
+
+    def pause(self, mode: str, clear_cache: bool) -> None:
+        raise WeightcastError(f"pause {mode!r} is no part of vLLM's client protocol; give Client the engine itself")
 
 
 class _AsyncEngine:

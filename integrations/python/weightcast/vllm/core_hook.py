@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 from typing import Any
 
+logger = logging.getLogger("vllm.weightcast")
 _VERSION = "_weightcast_version"
 
 
@@ -32,12 +34,29 @@ def _after_commit(original: Any) -> Any:
             setattr(self, _VERSION, _version_in(args, kwargs))
         result = original(self, method, timeout, args, kwargs)
         if _is_ours(self) and method == "finish_weight_update" and (version := getattr(self, _VERSION, None)):
-            self._weight_version = version
-            _start_new_cache_root(self, version)
+            _publish(self, version, original(self, committed_version))
         return result
 
     collective_rpc.weightcast = True
     return collective_rpc
+
+
+def committed_version(worker: Any) -> str:
+    """Runs in every worker."""
+    return worker.weight_transfer_engine.committed_version()
+
+
+def _publish(core: Any, version: str, committed: list[str]) -> None:
+    """The version that all workers hold now counts; if they differ, no forward pass may run."""
+    if set(committed) == {version}:
+        core._weight_version = version
+        _start_new_cache_root(core, version)
+    elif version in committed:
+        from vllm.v1.core.sched.interface import PauseState
+
+        core.scheduler.set_pause_state(PauseState.PAUSED_ALL)
+        logger.error("weightcast: workers hold versions %s after the switch to %s; this engine generates nothing until an update "
+                     "makes them equal and it is resumed, or it is restarted", committed, version)  # fmt: skip
 
 
 def _rehashed(original: Any) -> Any:

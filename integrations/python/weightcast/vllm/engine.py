@@ -107,13 +107,20 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
         self._version = update_info.version
-        if self._in_place:  # the engine is paused, so it may wait; staged lands while it generates
+        if not self._in_place:
+            self._check_due()
+        else:  # the engine is paused, so it may wait; staged lands while it generates
             self._server.wait(Phase.COMMIT_DUE, WAIT_S)
         if self.layout.staged:
             self._starts = region_starts(self._server.staged(update_info.version), self.layout.entries)
 
     def finish_weight_update(self) -> None:
-        self._guarded("finish", self._commit)
+        """Never raises: vLLM would keep the session open for ever."""
+        self._guarded("finish", self._commit, quiet=True)
+
+    def committed_version(self) -> str:
+        """For core_hook, which publishes a version when all workers hold it."""
+        return str(self._serving())
 
     def shutdown(self) -> None:
         """vLLM also calls this to let a trainer go; the rank stays joined until the worker ends."""
@@ -130,19 +137,23 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
     def _commit(self) -> None:
         if self._fault:
             raise WeightcastError(f"the update failed before: {self._fault}")
-        state = self._server.state()
-        if state.phase != Phase.COMMIT_DUE or self._version != state.next_version:
-            raise WeightcastError(f"asked to commit version {self._version}, but this rank is {state.phase.name} for version "
-                                  f"{state.next_version} and serves {state.committed_version}; commit after the trainer's "
-                                  "controller decided it")  # fmt: skip
+        self._check_due()
+        version = self._version
         began = time.monotonic()
         torch.accelerator.synchronize()  # of the steps already enqueued
         reload.repeat_post_processing(self.model, self._staged_values())
-        copy_ms = self._server.commit(state.next_version)
+        copy_ms = self._server.commit(version)
         for layer in self._derived:
             layer.process_weights_after_loading(self.model_config.dtype)
-        logger.info("weightcast: version %d is live; %.1f ms between two steps, of which copying %.1f ms", state.next_version,
+        logger.info("weightcast: version %d is live; %.1f ms between two steps, of which copying %.1f ms", version,
                     (time.monotonic() - began) * 1e3, copy_ms)  # fmt: skip
+
+    def _check_due(self) -> None:
+        state = self._server.state()
+        if state.phase != Phase.COMMIT_DUE or self._version != state.next_version:
+            raise WeightcastError(f"asked to commit version {self._version}, but this rank is {state.phase.name} for version "
+                                  f"{state.next_version} and serves {state.committed_version}; ask after the trainer's "
+                                  "controller decided it")  # fmt: skip
 
     def _staged_values(self) -> dict[str, dict[str, torch.Tensor]]:
         """By layer, what landed for parameters that vLLM post-processes itself."""
@@ -153,13 +164,13 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
             found.setdefault(layer, {})[parameter] = tensor_at(address, place.shape, place.dtype)
         return found
 
-    def _guarded(self, what: str, call: Callable[[], object]) -> None:
+    def _guarded(self, what: str, call: Callable[[], object], quiet: bool = False) -> None:
         try:
             call()
         except Exception as error:
             self._fault = self._fault or f"{what}: {error}"
             logger.error("weightcast: %s: %s; the weights of version %d go on serving", what, error, self._serving())
-            if self._alone:
+            if self._alone and not quiet:
                 raise
 
     def _serving(self) -> int:

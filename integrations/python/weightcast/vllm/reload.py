@@ -12,6 +12,7 @@ from vllm.model_executor.layers.attention import is_deferred_attention_layer
 from vllm.model_executor.model_loader import base_loader
 from vllm.model_executor.model_loader.reload import layerwise, meta
 from vllm.model_executor.model_loader.reload.utils import get_layer_params_buffers, get_layer_tensors
+from vllm.platforms import current_platform
 
 from ..engines.layout import DIRECT, STAGED, Print, Target, class_of, print_of
 
@@ -111,6 +112,8 @@ def repeat_post_processing(model: torch.nn.Module, staged: Mapping[str, Mapping[
         for name, value in values.items():
             getattr(layer, name).data.copy_(value)
         if (method := getattr(layer, "quant_method", None)) is not None:
+            if current_platform.is_cpu() and getattr(method, "moe_kernel", None) is not None:
+                method.moe_kernel = None  # vLLM packs experts for the CPU only together with a new kernel
             method.process_weights_after_loading(layer)
             if hasattr(layer, "update_param_tp_status"):
                 layer.update_param_tp_status()
