@@ -21,7 +21,7 @@ import weightcast
 from command_line import weightcast as command
 from load import Load, Request, complete
 from safetensors.numpy import load_file, save_file
-from vllm_server import Serving, engine_python, free_port, serving
+from vllm_server import Serving, engine_python, environment, free_port, serving
 from weightcast.demo import model as demo_model
 from weightcast.vllm import Client, Update
 
@@ -38,6 +38,7 @@ class World:
     arrays: dict[str, np.ndarray]
     versions: dict[str, dict[str, np.ndarray]]  # "A", "B"
     folders: dict[str, Path]
+    config: Path
     version: int = 0
 
     def update(self, **options: object) -> Update:
@@ -76,7 +77,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     arrays = {name: values.copy() for name, values in versions["A"].items()}
     with weightcast.Trainer(config, 0, arrays) as trainer, serving(folder / "server", folders["A"], config) as server:
         trainer.wait_connected(60)
-        yield World(server, trainer, Client(server.url), arrays, versions, folders)
+        yield World(server, trainer, Client(server.url), arrays, versions, folders, config)
 
 
 def wrong_tokens(world: World, requests: list[tuple[Request, list[tuple[str, int]], str]]) -> list[list]:
@@ -163,3 +164,39 @@ def test_an_update_that_no_controller_decided_changes_nothing_and_says_so(world:
     assert "asked to commit version 999, but this rank is IDLE" in world.server.log.read_text()
     assert complete(world.server.url, PROMPT, 8).tokens == before
     assert world.client.versions() == shown
+
+
+def test_the_stall_is_a_fifth_of_what_vllm_takes_to_load_the_same_weights_again_from_a_warm_cache(world: World) -> None:
+    if letter_of(str(world.version)) == "B":
+        world.update()  # what the server would load again are weights A
+    stalls: dict[str, list[float]] = {"weightcast": [], "reload_weights": []}
+    load = Load(world.server.url, clients=2, tokens=200)
+    with contextlib.ExitStack() as stack:
+        stack.callback(load.stop)
+        while sum(len(request.tokens) for request in load.requests) < 20:
+            time.sleep(0.05)
+        for _ in range(3):
+            for how, act in (("reload_weights", lambda: world.server.post("collective_rpc", {"method": "reload_weights"})),
+                             ("weightcast", world.update), ("weightcast", world.update)):  # fmt: skip
+                began = time.monotonic()
+                act()
+                ended = time.monotonic()
+                time.sleep(0.5)
+                stalls[how].append(load.longest_gap_s(began, ended))
+    check_unharmed(load.requests)
+    print({how: [f"{gap * 1e3:.0f} ms" for gap in gaps] for how, gaps in stalls.items()})
+    assert 5 * sorted(stalls["weightcast"])[3] < sorted(stalls["reload_weights"])[1]
+
+
+@pytest.mark.parametrize("adapter", ["trl", "verl", "factory"])
+def test_frameworks_push_to_the_server_through_their_own_interfaces(world: World, adapter: str) -> None:
+    world.trainer.close()  # its place is taken by a process that knows TRL, verl or vLLM's trainer factory alone
+    letter = {"trl": "B", "verl": "A", "factory": "B"}[adapter]
+    command_line = [engine_python(), Path(__file__).with_name("adapter_sender.py"), adapter, world.server.url, world.config,
+                    world.folders[letter] / demo_model.CHECKPOINT]  # fmt: skip
+    done = subprocess.run(command_line, capture_output=True, text=True, timeout=300, check=False, env=environment(world.config.parent))
+    assert done.returncode == 0, done.stderr[-3000:]
+    version = done.stdout.split()[-1]
+    assert int(version) > world.version
+    assert world.client.versions() == [version]
+    assert wrong_tokens(world, [(complete(world.server.url, PROMPT, 16), [(letter, 0)], "keep")]) == [[]]

@@ -64,7 +64,7 @@ def free_port() -> int:
 def arguments(model: Path, port: int, config: Path, ranks: int = 1) -> list[str]:
     return ["--model", str(model), "--served-model-name", "m", "--port", str(port), "--host", "127.0.0.1", "--dtype", "bfloat16",
             "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "8", "--skip-tokenizer-init", "--seed", "0",
-            "--tensor-parallel-size", str(ranks), "--disable-uvicorn-access-log", "--block-size", "32",
+            "--tensor-parallel-size", str(ranks), "--disable-uvicorn-access-log", "--enable-scale-out", "--block-size", "32",
             "--weight-transfer-config", '{"backend": "weightcast"}',
             "--additional-config", json.dumps({"weightcast": {"config": str(config)}})]  # fmt: skip
 

@@ -149,7 +149,10 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
                     (time.monotonic() - began) * 1e3, copy_ms)  # fmt: skip
 
     def _check_due(self) -> None:
+        """The decision reaches the ranks a moment apart, so a rank that is ready waits for its own."""
         state = self._server.state()
+        if state.phase == Phase.READY and self._version == state.next_version:
+            state = self._server.wait(Phase.COMMIT_DUE, WAIT_S)
         if state.phase != Phase.COMMIT_DUE or self._version != state.next_version:
             raise WeightcastError(f"asked to commit version {self._version}, but this rank is {state.phase.name} for version "
                                   f"{state.next_version} and serves {state.committed_version}; ask after the trainer's "
