@@ -68,7 +68,7 @@ MoveResult Pipeline::move(std::uint64_t version, std::uint64_t token) {
 void Pipeline::reset_for(std::uint64_t version, std::uint64_t token) {
   version_ = version;
   deadline_ = Deadline::after(Milliseconds(config_.times.update_ms));
-  next_chunk_ = 0;
+  next_batch_ = 0;
   bytes_done_ = 0;
   {
     const std::scoped_lock lock(failure_mutex_);
@@ -167,20 +167,24 @@ SourceMatrix Pipeline::source_of(std::uint32_t index, const MatrixView& view) co
 }
 void Pipeline::work(Worker& worker) {
   while (!stopped()) {
-    const std::size_t index = next_chunk_.fetch_add(1, std::memory_order_relaxed);
-    if (index >= chunks_.size()) return;
-    if (index >= first_straddling_) receive_amax();
-    if (!stopped()) send_chunk(worker, chunks_[index]);
+    const std::size_t index = next_batch_.fetch_add(1, std::memory_order_relaxed);
+    if (index >= batches_.size()) return;
+    const Batch& batch = batches_[index];
+    if (batch.first >= first_straddling_) receive_amax();
+    Slot& slot = free_slot(batch.as_it_is ? worker.direct : worker.scratch);
+    std::uint64_t filled = 0;
+    for (std::size_t chunk = batch.first; chunk < batch.end && !stopped(); ++chunk) {
+      send_chunk(worker, chunks_[chunk], slot, filled);
+      filled += scratch_bytes_of(chunks_[chunk]);
+    }
   }
 }
 
-void Pipeline::send_chunk(Worker& worker, const Chunk& chunk) {
+// Casts into the slot behind what it holds already, `filled` bytes.
+void Pipeline::send_chunk(Worker& worker, const Chunk& chunk, Slot& slot, std::uint64_t filled) {
   const StepJob& job = jobs_[chunk.job];
   const TrainerStep& step = table_.steps[job.step];
-  Slot& slot = free_slot(job.as_it_is ? worker.direct : worker.scratch);
-  if (stopped()) return;
   const Digest seed = digest_seed(version_, job.digest_key);
-  std::uint64_t filled = 0;
   for_each_matrix(chunk.box, step.frame, [&](const MatrixView& view) {
     if (stopped()) return;
     const auto start = Clock::now();
@@ -313,8 +317,8 @@ void Pipeline::await_signals() {
 
 // A slot whose puts are complete. The first such one, so that few slots, warm in the cache, serve when puts are fast.
 Pipeline::Slot& Pipeline::free_slot(Slots& slots) {
-  const auto idle = std::find_if(slots.all.begin(), slots.all.end(),
-                                 [](const auto& slot) { return slot->puts.outstanding() == 0; });
+  const auto idle =
+      std::find_if(slots.all.begin(), slots.all.end(), [](const auto& slot) { return slot->puts.outstanding() == 0; });
   if (idle == slots.all.end()) slots.next = (slots.next + 1) % slots.all.size();
   Slot& slot = idle == slots.all.end() ? *slots.all[slots.next] : **idle;
   if (slot.puts.outstanding() != 0 && !await(slot.puts, "earlier puts, which are not complete")) return slot;

@@ -93,6 +93,13 @@ class Pipeline {
     std::size_t job = 0;
     Box box;
   };
+  // Chunks that share a slot, so that small ones too are handed over in long runs; all as they are, or all cast.
+  struct Batch {
+    std::size_t first = 0;  // of chunks_
+    std::size_t end = 0;
+    std::uint64_t bytes = 0;  // of scratch, each chunk's rounded up
+    bool as_it_is = false;
+  };
   struct ScaleJob {
     std::size_t step = 0;  // of table_.scale_steps
     std::uint64_t digest_key = 0;
@@ -145,13 +152,15 @@ class Pipeline {
 
   void prepare_signals();
   void prepare_jobs();
+  void prepare_batches();
+  void prepare_workers(std::size_t most_blocks);
   void prepare_amax(const Routes& routes);
   [[nodiscard]] Target resolve(const TargetExtent& extent, const Routes& routes);
   void reset_for(std::uint64_t version, std::uint64_t token);
   void send_amax();
   void receive_amax();
   void work(Worker& worker);
-  void send_chunk(Worker& worker, const Chunk& chunk);
+  void send_chunk(Worker& worker, const Chunk& chunk, Slot& slot, std::uint64_t filled);
   [[nodiscard]] std::span<float> chunk_amax(Worker& worker, const StepJob& job, const SourceMatrix& source,
                                             const MatrixView& view);
   void send_as_it_is(Worker& worker, const StepJob& job, const SourceMatrix& source, const MatrixView& view);
@@ -162,6 +171,7 @@ class Pipeline {
                   RegionId region, std::uint64_t offset, std::int64_t pitch, Tally& tally);
   void count(const std::vector<Target>& targets, std::uint64_t bytes, Digest digest);
   [[nodiscard]] Slot& free_slot(Slots& slots);
+  [[nodiscard]] std::uint64_t scratch_bytes_of(const Chunk& chunk) const;
   [[nodiscard]] bool await(Tally& tally, const std::string& what);
   [[nodiscard]] bool drain();
   void fail(Status why);
@@ -184,6 +194,7 @@ class Pipeline {
   std::vector<StepJob> jobs_;
   std::vector<Chunk> chunks_;  // those that need foreign amax last
   std::size_t first_straddling_ = 0;
+  std::vector<Batch> batches_;
   std::vector<ScaleJob> scale_jobs_;
   std::vector<std::unique_ptr<ServerLink>> servers_;
   std::map<std::uint32_t, BlockGrid> grids_;  // by entry
@@ -195,7 +206,7 @@ class Pipeline {
   std::uint64_t version_ = 0;
   std::uint64_t token_ = 0;
   Deadline deadline_ = Deadline::after(Milliseconds(0));
-  std::atomic<std::size_t> next_chunk_{0};
+  std::atomic<std::size_t> next_batch_{0};
   std::atomic<std::uint64_t> bytes_done_{0};
   std::atomic<bool> stopped_{false};
   std::mutex failure_mutex_;

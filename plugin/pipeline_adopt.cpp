@@ -84,14 +84,16 @@ Pipeline::Target Pipeline::resolve(const TargetExtent& extent, const Routes& rou
                                             name_of(catalog_), extent.region, extent.server));
   }
   const Placement& placement = route->second.placements[extent.region];
-  return {static_cast<std::uint32_t>(std::distance(routes.servers.begin(), route)), 0, route->second.peer,
-          placement.card_region, placement.byte_offset + extent.byte_offset, extent.strides_bytes};
+  return {static_cast<std::uint32_t>(std::distance(routes.servers.begin(), route)),
+          0,
+          route->second.peer,
+          placement.card_region,
+          placement.byte_offset + extent.byte_offset,
+          extent.strides_bytes};
 }
 
-// Cuts the steps into chunks, those without foreign amax first, and the scratch into slots that hold any of them.
+// Cuts the steps into chunks, those without foreign amax first.
 void Pipeline::prepare_jobs() {
-  std::uint64_t slot_bytes = 8;
-  std::uint64_t slot_uses = scale_jobs_.size();
   std::size_t most_blocks = 1;
   for (const bool straddling : {false, true}) {
     if (straddling) first_straddling_ = chunks_.size();
@@ -99,10 +101,6 @@ void Pipeline::prepare_jobs() {
       const TrainerStep& step = table_.steps[jobs_[job].step];
       if (step.needs_amax != straddling) continue;
       for (const Box& box : chunks_of(step.box, step.frame, step.recipe, table_.chunk_bytes)) {
-        if (!jobs_[job].as_it_is) {
-          slot_bytes = std::max(slot_bytes, static_cast<std::uint64_t>(elements(box)) * jobs_[job].element_bytes);
-          ++slot_uses;
-        }
         most_blocks = std::max(most_blocks, static_cast<std::size_t>(elements(blocks_of(box))));
         chunks_.push_back({job, box});
       }
@@ -112,6 +110,37 @@ void Pipeline::prepare_jobs() {
       grid.own.assign(static_cast<std::size_t>(elements(grid.blocks)), 0.0F);
       grid.foreign = grid.own;
     }
+  }
+  prepare_batches();
+  prepare_workers(most_blocks);
+}
+
+// Rounded up to lines of the cache, so that no two chunks share one.
+std::uint64_t Pipeline::scratch_bytes_of(const Chunk& chunk) const {
+  return (static_cast<std::uint64_t>(elements(chunk.box)) * jobs_[chunk.job].element_bytes + 63) / 64 * 64;
+}
+
+void Pipeline::prepare_batches() {
+  batches_.clear();
+  for (std::size_t index = 0; index < chunks_.size(); ++index) {
+    const bool as_it_is = jobs_[chunks_[index].job].as_it_is;
+    const std::uint64_t bytes = scratch_bytes_of(chunks_[index]);
+    const bool fits = !batches_.empty() && index != first_straddling_ && batches_.back().as_it_is == as_it_is &&
+                      batches_.back().bytes + bytes <= table_.chunk_bytes;
+    if (!fits) batches_.push_back({index, index, 0, as_it_is});
+    batches_.back().end = index + 1;
+    batches_.back().bytes += bytes;
+  }
+}
+
+// Shares the scratch out as slots that hold any batch, and any scale step.
+void Pipeline::prepare_workers(std::size_t most_blocks) {
+  std::uint64_t slot_bytes = 8;
+  std::uint64_t slot_uses = scale_jobs_.size();
+  for (const Batch& batch : batches_) {
+    if (batch.as_it_is) continue;
+    slot_bytes = std::max(slot_bytes, batch.bytes);
+    ++slot_uses;
   }
   for (const TrainerScaleStep& item : table_.scale_steps) {
     slot_bytes = std::max(slot_bytes, static_cast<std::uint64_t>(elements(item.blocks)) * sizeof(float));
