@@ -3,13 +3,12 @@
 
 #include <doctest/doctest.h>
 
-#include <cmath>
-
-#include "made_catalog.h"
 #include "schedule/planner.h"
 #include "schedule/simulate_text.h"
 #include "schedule/what_if.h"
-#include "scenario_files.h"
+#include "tests/made_catalog.h"
+#include "tests/scenario_files.h"
+#include "transport/base/status.h"
 
 namespace weightcast {
 namespace {
@@ -71,7 +70,8 @@ TEST_CASE("many senders share a receiver's link, many receivers a sender's") {
 TEST_CASE("a straggler holds everybody up who waits for it") {
   SimulationOptions options;
   options.stragglers = {{Role::trainer, 1, 8}};
-  CHECK(simulated(2, 1, options).makespan_s == doctest::Approx(4 * kWhole).epsilon(0.02));  // half the bytes at an eighth
+  CHECK(simulated(2, 1, options).makespan_s ==
+        doctest::Approx(4 * kWhole).epsilon(0.02));  // half the bytes at an eighth
   options.stragglers = {{Role::server, 0, 2}};
   CHECK(simulated(2, 1, options).makespan_s == doctest::Approx(2 * kWhole).epsilon(0.02));
   options.stragglers = {{Role::trainer, 7, 2}};
@@ -154,7 +154,8 @@ TEST_CASE("a trace has a process for each rank, and a measured run stands beside
   CHECK(planned["traceEvents"].size() > 4);
   const auto both = to_trace(result, R"({"traceEvents": [
     {"ph": "M", "pid": 0, "tid": 0, "name": "process_name", "args": {"name": "trainer 0"}},
-    {"ph": "X", "pid": 0, "tid": 0, "name": "send", "ts": 0, "dur": 5}]})", "run.json");
+    {"ph": "X", "pid": 0, "tid": 0, "name": "send", "ts": 0, "dur": 5}]})",
+                             "run.json");
   CHECK(both.find("trainer 0, measured") != std::string::npos);
   CHECK_THROWS_WITH(static_cast<void>(to_trace(result, "[]", "run.json")), doctest::Contains("run.json: is no trace"));
 }
@@ -181,7 +182,8 @@ TEST_CASE("what if: a dropped server takes its replica with it, a dropped traine
   drop_ranks({{}, {"trainer:0"}, 0}, catalogs);
   CHECK_THROWS_AS(static_cast<void>(make_plan(catalogs, {})), Error);  // nobody else holds its rows
   CHECK_THROWS_WITH(drop_ranks({{}, {"trainer:9"}, 0}, catalogs), doctest::Contains("there are 2 trainers"));
-  CHECK_THROWS_WITH(drop_ranks({{}, {"trainer"}, 0}, catalogs), doctest::Contains("must be trainer:RANK or server:RANK"));
+  CHECK_THROWS_WITH(drop_ranks({{}, {"trainer"}, 0}, catalogs),
+                    doctest::Contains("must be trainer:RANK or server:RANK"));
 }
 
 }  // namespace weightcast
