@@ -58,7 +58,8 @@ void finish_servers(const Plan& plan, const SimulationOptions& options, const st
     result.server_ready_s.push_back(outcome.landed_s[server] + verify_s);
     result.makespan_s = std::max(result.makespan_s, result.server_ready_s.back());
     const double copy_ms = seconds(plan.server_bytes[server], options.copy_gbs) * 1e3 * slower;
-    const auto changed = static_cast<std::uint64_t>(static_cast<double>(plan.server_bytes[server]) * options.delta_changed);
+    const auto changed =
+        static_cast<std::uint64_t>(static_cast<double>(plan.server_bytes[server]) * options.delta_changed);
     const double scatter_ms = seconds(changed, options.delta_scatter_gbs) * 1e3 * slower;
     result.staged_stall_ms = std::max(result.staged_stall_ms, options.commit_ms + copy_ms);
     result.delta_stall_ms = std::max(result.delta_stall_ms, options.commit_ms + scatter_ms);

@@ -34,22 +34,22 @@ struct GatherBehaviour {
 
 // Rates in GB/s; 0: takes no time. Where each value comes from stands in the scenario (`sources`).
 struct SimulationOptions {
-  double link_efficiency = 1;                // of a NIC's rate that bytes of weights reach
-  std::uint32_t window = 8;                  // puts in flight from one sender to one server
-  std::uint64_t scratch_bytes = 256 << 20;   // of a trainer, for cast chunks on their way
-  double put_overhead_us = 0;                // of the sender's NIC for each put, beyond the bytes
-  double latency_us = 0;                     // of a put, from its last byte sent to its completion
-  double cast_gbs = 0;                       // source bytes that a trainer casts
-  double h2d_gbs = 0;                        // of a trainer whose weights are in host memory
-  double verify_gbs = 0;                     // bytes that a server digests, once all have arrived
-  double copy_gbs = 0;                       // bytes that a server copies from shadow to live memory
-  double commit_ms = 0;                      // of a commit, beyond its copy: the engine's call, the launch
-  double control_ms = 0;                     // from the last server's word to everybody's commit; an in-place pause too
-  double delta_changed = 0.02;               // elements that differ from the last version; for the stall of a delta
-  double delta_scatter_gbs = 0;              // changed bytes that a commit scatters
-  std::uint32_t incast_senders = 8;          // so many share a server's NIC without loss
-  double incast_penalty = 0;                 // for each sender more: its rate is divided by 1 + this much
-  double jitter = 0;                         // mean of the exponentially distributed slowdown of each put
+  double link_efficiency = 1;               // of a NIC's rate that bytes of weights reach
+  std::uint32_t window = 8;                 // puts in flight from one sender to one server
+  std::uint64_t scratch_bytes = 256 << 20;  // of a trainer, for cast chunks on their way
+  double put_overhead_us = 0;               // of the sender's NIC for each put, beyond the bytes
+  double latency_us = 0;                    // of a put, from its last byte sent to its completion
+  double cast_gbs = 0;                      // source bytes that a trainer casts
+  double h2d_gbs = 0;                       // of a trainer whose weights are in host memory
+  double verify_gbs = 0;                    // bytes that a server digests, once all have arrived
+  double copy_gbs = 0;                      // bytes that a server copies from shadow to live memory
+  double commit_ms = 0;                     // of a commit, beyond its copy: the engine's call, the launch
+  double control_ms = 0;                    // from the last server's word to everybody's commit; an in-place pause too
+  double delta_changed = 0.02;              // elements that differ from the last version; for the stall of a delta
+  double delta_scatter_gbs = 0;             // changed bytes that a commit scatters
+  std::uint32_t incast_senders = 8;         // so many share a server's NIC without loss
+  double incast_penalty = 0;                // for each sender more: its rate is divided by 1 + this much
+  double jitter = 0;                        // mean of the exponentially distributed slowdown of each put
   std::uint64_t seed = 1;
   std::vector<Straggler> stragglers;
   std::optional<GatherBehaviour> gather;
@@ -80,14 +80,14 @@ struct SimulationResult {
   double landed_s = 0;    // until the last byte has landed
   std::string binding;    // the busiest stage and rank, "take of server 3, busy 98 % of the time"
   std::vector<StageUse> stages;
-  std::vector<double> trainer_done_s;   // its last put complete
-  std::vector<double> server_ready_s;   // verified
-  double staged_stall_ms = 0;           // the longest of a server
-  double in_place_stall_ms = 0;         // the engine is paused while the bytes arrive
+  std::vector<double> trainer_done_s;  // its last put complete
+  std::vector<double> server_ready_s;  // verified
+  double staged_stall_ms = 0;          // the longest of a server
+  double in_place_stall_ms = 0;        // the engine is paused while the bytes arrive
   double delta_stall_ms = 0;
-  std::uint64_t transfers = 0;          // simulated, each of one or more puts
-  std::uint64_t grain_bytes = 0;        // of the largest of them
-  std::vector<Span> spans;              // neighbours closer than a five-hundredth of the makespan are one
+  std::uint64_t transfers = 0;    // simulated, each of one or more puts
+  std::uint64_t grain_bytes = 0;  // of the largest of them
+  std::vector<Span> spans;        // neighbours closer than a five-hundredth of the makespan are one
 };
 
 // Throws Error{invalid_argument} when a rank of the options does not exist or a link has no rate.

@@ -10,22 +10,13 @@
 #include <utility>
 
 #include "schedule/strict_json.h"
+#include "schedule/units_text.h"
 #include "transport/base/status.h"
 
 namespace weightcast {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-std::string time_text(double seconds) {
-  return seconds >= 0.9995 ? fmt::format("{:.3f} s", seconds) : fmt::format("{:.2f} ms", seconds * 1e3);
-}
-
-std::string bytes_text(std::uint64_t bytes) {
-  const auto value = static_cast<double>(bytes);
-  if (bytes >= 999'950'000) return fmt::format("{:.2f} GB", value / 1e9);
-  return bytes >= 999'950 ? fmt::format("{:.1f} MB", value / 1e6) : fmt::format("{:.1f} kB", value / 1e3);
-}
 
 double gap_of(const Simulated& simulated) {
   return simulated.bound.seconds > 0 ? simulated.result.makespan_s / simulated.bound.seconds - 1 : 0;
@@ -68,30 +59,33 @@ std::uint64_t place_of_measured(const std::string& name, std::uint64_t process) 
   return 10'000'000 + process;
 }
 
-// Its process gets the number of its place, its name says what it is.
+// Every event of a measured process, with the number of its place; its name says what it is.
+void add_events(const Json& measured, Json& events) {
+  std::map<std::uint64_t, std::uint64_t> places;
+  for (const auto& one : measured) {
+    if (one.at("ph") != "M" || one.at("name") != "process_name") continue;
+    const auto name = one.at("args").at("name").get<std::string>();
+    const auto process = one.at("pid").get<std::uint64_t>();
+    places[process] = place_of_measured(name, process);
+    name_process(events, places[process], name + ", measured", places[process]);
+  }
+  for (auto one : measured) {
+    if (one.at("ph") == "M" && one.at("name") != "thread_name") continue;
+    const auto place = places.find(one.at("pid").get<std::uint64_t>());
+    if (place != places.end()) one["pid"] = place->second;
+    events.push_back(std::move(one));
+  }
+}
+
 void add_measured(Json& events, std::string_view text, const std::string& origin) {
   const auto document = parse_strict_json(text, origin);
-  const auto fail = [&] {
+  try {
+    add_events(document.at("traceEvents"), events);
+  } catch (const Json::exception&) {
     throw Error(Code::invalid_argument,
                 fmt::format("{}: is no trace: an object with \"traceEvents\" is expected, each event with \"ph\", a "
                             "\"pid\" and a \"name\"",
                             origin));
-  };
-  if (!document.is_object() || !document.contains("traceEvents") || !document["traceEvents"].is_array()) fail();
-  std::map<std::uint64_t, std::uint64_t> places;
-  for (const auto& one : document["traceEvents"]) {
-    if (!one.is_object() || !one.contains("ph") || !one.contains("pid") || !one["pid"].is_number_unsigned()) fail();
-    if (one["ph"] != "M" || one.value("name", "") != "process_name") continue;
-    const auto name = one.contains("args") && one["args"].is_object() ? one["args"].value("name", "") : "";
-    const auto process = one["pid"].get<std::uint64_t>();
-    places[process] = place_of_measured(name, process);
-    name_process(events, places[process], name + ", measured", places[process]);
-  }
-  for (auto one : document["traceEvents"]) {
-    if (one["ph"] == "M" && one.value("name", "") != "thread_name") continue;
-    const auto place = places.find(one["pid"].get<std::uint64_t>());
-    if (place != places.end()) one["pid"] = place->second;
-    events.push_back(std::move(one));
   }
 }
 
@@ -100,7 +94,7 @@ void add_measured(Json& events, std::string_view text, const std::string& origin
 std::string to_text(const Simulated& simulated) {
   const auto& result = simulated.result;
   auto text = fmt::format("{} trainers to {} servers, {}: {} until every server has verified it\n", simulated.trainers,
-                          simulated.servers, bytes_text(simulated.bytes), time_text(result.makespan_s));
+                          simulated.servers, size_text(simulated.bytes), time_text(result.makespan_s));
   text += fmt::format("bound: {}; simulated {:.1f} % above it\n", bound_text(simulated), 100 * gap_of(simulated));
   text += fmt::format("binding: {}\n\n", result.binding);
   text += fmt::format("{:<8}  {:>9}  {:>7}\n", "stage", "mean busy", "busiest");
@@ -112,15 +106,15 @@ std::string to_text(const Simulated& simulated) {
   text += fmt::format("\nfirst server ready after {}, last after {}\n", time_text(*first), time_text(*last));
   text += fmt::format("stall of an engine: staged {:.2f} ms, in place {:.2f} ms, delta {:.2f} ms\n",
                       result.staged_stall_ms, result.in_place_stall_ms, result.delta_stall_ms);
-  return text + fmt::format("simulated as {} transfers of {} at most\n", result.transfers, bytes_text(result.grain_bytes));
+  return text +
+         fmt::format("simulated as {} transfers of {} at most\n", result.transfers, size_text(result.grain_bytes));
 }
 
 std::string to_text(const Simulated& before, const Simulated& after) {
   constexpr auto kRow = "{:<20}  {:>26}  {:>26}  {:>8}\n";
   std::string text;
-  const auto row = [&](std::string_view what, const std::string& was, const std::string& is, const std::string& change) {
-    text += fmt::format(kRow, what, was, is, change);
-  };
+  const auto row = [&](std::string_view what, const std::string& was, const std::string& is,
+                       const std::string& change) { text += fmt::format(kRow, what, was, is, change); };
   const auto change = [](double was, double is) {
     return was > 0 ? fmt::format("{:+.1f} %", 100 * (is / was - 1)) : std::string("");
   };
@@ -132,11 +126,12 @@ std::string to_text(const Simulated& before, const Simulated& after) {
   row("", "as it is", "with the changes", "");
   row("ranks", fmt::format("{} to {}", before.trainers, before.servers),
       fmt::format("{} to {}", after.trainers, after.servers), "");
-  row("bytes", bytes_text(before.bytes), bytes_text(after.bytes),
+  row("bytes", size_text(before.bytes), size_text(after.bytes),
       change(static_cast<double>(before.bytes), static_cast<double>(after.bytes)));
   times("bound", before.bound.seconds, after.bound.seconds);
   times("simulated", was.makespan_s, is.makespan_s);
-  row("above the bound", fmt::format("{:.1f} %", 100 * gap_of(before)), fmt::format("{:.1f} %", 100 * gap_of(after)), "");
+  row("above the bound", fmt::format("{:.1f} %", 100 * gap_of(before)), fmt::format("{:.1f} %", 100 * gap_of(after)),
+      "");
   times("stall, staged", was.staged_stall_ms * 1e-3, is.staged_stall_ms * 1e-3);
   times("stall, in place", was.in_place_stall_ms * 1e-3, is.in_place_stall_ms * 1e-3);
   times("stall, delta", was.delta_stall_ms * 1e-3, is.delta_stall_ms * 1e-3);
@@ -158,7 +153,10 @@ std::string to_json(const Simulated& simulated) {
   const auto& result = simulated.result;
   auto stages = Json::array();
   for (const auto& use : result.stages) {
-    stages.push_back({{"stage", use.stage}, {"mean", use.mean}, {"most", use.most}, {"role", to_string(use.role)},
+    stages.push_back({{"stage", use.stage},
+                      {"mean", use.mean},
+                      {"most", use.most},
+                      {"role", to_string(use.role)},
                       {"rank", use.rank}});
   }
   auto spans = Json::array();
@@ -179,7 +177,8 @@ std::string to_json(const Simulated& simulated) {
       {"gap", has_bound ? Json(gap_of(simulated)) : Json(nullptr)},
       {"binding", result.binding},
       {"stages", stages},
-      {"stall_ms", {{"staged", result.staged_stall_ms}, {"in_place", result.in_place_stall_ms}, {"delta", result.delta_stall_ms}}},
+      {"stall_ms",
+       {{"staged", result.staged_stall_ms}, {"in_place", result.in_place_stall_ms}, {"delta", result.delta_stall_ms}}},
       {"trainer_done_s", result.trainer_done_s},
       {"server_ready_s", result.server_ready_s},
       {"transfers", result.transfers},

@@ -26,6 +26,7 @@ struct Simulated {
 // For Perfetto and chrome://tracing: a process for each rank, a thread for each lane. `measured` is the text of the
 // same format from a real run, or empty: its processes stand beside the simulated ones. Throws
 // Error{invalid_argument} naming `origin` when it is something else.
-[[nodiscard]] std::string to_trace(const SimulationResult& result, std::string_view measured, const std::string& origin);
+[[nodiscard]] std::string to_trace(const SimulationResult& result, std::string_view measured,
+                                   const std::string& origin);
 
 }  // namespace weightcast

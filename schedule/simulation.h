@@ -25,18 +25,18 @@ struct Load {
   std::uint64_t scratch = 0;  // bytes held until all its puts are complete
   std::uint32_t puts = 0;     // to each server
   std::uint32_t route = 0;
-  double gather_s = 0;           // of the trainer's thread, before the cast
+  double gather_s = 0;  // of the trainer's thread, before the cast
   bool needs_amax = false;
   bool is_second_group = false;  // begins when every trainer has come to its second group
 };
 
 struct Workload {
   std::vector<RouteHops> routes;
-  std::vector<std::vector<Load>> trainers;       // in the order of execution
-  std::vector<std::uint64_t> amax_source_bytes;  // that a trainer reads before anything else, for others
+  std::vector<std::vector<Load>> trainers;            // in the order of execution
+  std::vector<std::uint64_t> amax_source_bytes;       // that a trainer reads before anything else, for others
   std::vector<std::vector<std::uint32_t>> amax_from;  // who a trainer waits for
-  std::uint64_t chunk_bytes = 0;                 // of the plan
-  std::uint64_t grain_bytes = 0;                 // most of a load
+  std::uint64_t chunk_bytes = 0;                      // of the plan
+  std::uint64_t grain_bytes = 0;                      // most of a load
 };
 
 // The plan as it stands. Loads are as large as chunks, or larger where there would be too many to simulate.
@@ -46,7 +46,7 @@ struct Workload {
 
 // Of each rank, trainers first, then servers. Bytes a second.
 struct Endpoint {
-  double out = 0;     // its NICs
+  double out = 0;  // its NICs
   double in = 0;
   double nvlink = 0;  // per direction; 0: none
   std::uint32_t node = 0;
@@ -54,8 +54,8 @@ struct Endpoint {
 };
 
 struct Outcome {
-  std::vector<double> sent_s;    // by trainer: its last put complete
-  std::vector<double> landed_s;  // by server: its last byte
+  std::vector<double> sent_s;               // by trainer: its last put complete
+  std::vector<double> landed_s;             // by server: its last byte
   std::vector<std::vector<double>> busy_s;  // by lane and endpoint
   std::vector<Span> spans;
   std::uint64_t transfers = 0;

@@ -99,19 +99,15 @@ class Simulation {
   static constexpr uint32_t kNone = UINT32_MAX;
 
   void plan(double at, Event::Kind kind, uint32_t index) { events_.push({at, order_++, kind, index}); }
-  [[nodiscard]] uint32_t endpoint_of(uint32_t server) const {
-    return static_cast<uint32_t>(trainers_.size()) + server;
-  }
+  [[nodiscard]] uint32_t endpoint_of(uint32_t server) const { return static_cast<uint32_t>(trainers_.size()) + server; }
   [[nodiscard]] Pair& pair(uint32_t sender, uint32_t server) { return pairs_[sender * servers_ + server]; }
-  static double seconds(uint64_t bytes, double gbs) {
-    return gbs > 0 ? static_cast<double>(bytes) / (gbs * 1e9) : 0.0;
-  }
+  static double seconds(uint64_t bytes, double gbs) { return gbs > 0 ? static_cast<double>(bytes) / (gbs * 1e9) : 0.0; }
 
   void set_amax_times() {
     std::vector<double> told(trainers_.size());
     for (std::size_t i = 0; i < told.size(); ++i) {
-      told[i] = seconds(work_.amax_source_bytes[i], options_.cast_gbs) * endpoints_[i].slower +
-                options_.latency_us * 1e-6;
+      told[i] =
+          seconds(work_.amax_source_bytes[i], options_.cast_gbs) * endpoints_[i].slower + options_.latency_us * 1e-6;
     }
     for (std::size_t i = 0; i < told.size(); ++i) {
       for (const auto from : work_.amax_from[i]) {
@@ -239,7 +235,8 @@ class Simulation {
       auto& free = links_[transfer.sender].out_free;
       const double from = std::max(now_, free);
       free = from + (static_cast<double>(load.bytes) / sender.out * transfer.slower +
-                     load.puts * options_.put_overhead_us * 1e-6) * sender.slower;
+                     load.puts * options_.put_overhead_us * 1e-6) *
+                        sender.slower;
       transfer.sent_at = free;
       record(kSend, transfer.sender, from, free);
       plan(from, Event::arrive, index);

@@ -4,6 +4,8 @@
 
 #include <utility>
 
+#include "schedule/place.h"
+
 namespace weightcast {
 namespace {
 
@@ -41,13 +43,15 @@ GatherBehaviour read_gather(const Place& place) {
 }  // namespace
 
 SimulationOptions read_simulation(const Place& place) {
-  place.require_keys({"link_efficiency", "window", "scratch_mb", "put_overhead_us", "latency_us", "cast_gbs", "h2d_gbs",
-                      "verify_gbs", "copy_gbs", "commit_ms", "control_ms", "delta_changed", "delta_scatter_gbs",
-                      "incast_senders", "incast_penalty", "jitter", "seed", "stragglers", "gather", "sources"});
+  place.require_keys({"link_efficiency", "window",        "scratch_mb",        "put_overhead_us", "latency_us",
+                      "cast_gbs",        "h2d_gbs",       "verify_gbs",        "copy_gbs",        "commit_ms",
+                      "control_ms",      "delta_changed", "delta_scatter_gbs", "incast_senders",  "incast_penalty",
+                      "jitter",          "seed",          "stragglers",        "gather",          "sources"});
   SimulationOptions options;
   options.link_efficiency = number_or(place, "link_efficiency", options.link_efficiency, 0.01, 1);
   if (place.has("window")) options.window = static_cast<std::uint32_t>(place.at("window").integer(1, 1024));
-  if (place.has("scratch_mb")) options.scratch_bytes = static_cast<std::uint64_t>(place.at("scratch_mb").integer(1, 1 << 20)) * 1'000'000;
+  if (place.has("scratch_mb"))
+    options.scratch_bytes = static_cast<std::uint64_t>(place.at("scratch_mb").integer(1, 1 << 20)) * 1'000'000;
   for (const auto& [key, field] : {std::pair{"put_overhead_us", &SimulationOptions::put_overhead_us},
                                    {"latency_us", &SimulationOptions::latency_us},
                                    {"cast_gbs", &SimulationOptions::cast_gbs},

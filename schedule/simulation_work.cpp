@@ -48,7 +48,9 @@ RouteHops hops_of(const std::vector<Destination>& destinations) {
   return hops;
 }
 
-uint64_t bytes_of(const Box& box, Recipe recipe) { return static_cast<uint64_t>(elements(box)) * element_bytes(recipe); }
+uint64_t bytes_of(const Box& box, Recipe recipe) {
+  return static_cast<uint64_t>(elements(box)) * element_bytes(recipe);
+}
 
 // Puts of a box into an entry: one where its rows lie without gaps, else one for each row.
 uint64_t puts_of(const Box& box, const Entry& to, uint64_t element_bytes) {
@@ -64,8 +66,8 @@ uint64_t puts_of(const Box& box, const Entry& to, uint64_t element_bytes) {
 void append(std::vector<Load>& loads, const Load& load, uint64_t grain_bytes) {
   if (!loads.empty()) {
     auto& last = loads.back();
-    if (last.route == load.route && last.needs_amax == load.needs_amax && last.is_second_group == load.is_second_group &&
-        last.bytes + load.bytes <= grain_bytes) {
+    if (last.route == load.route && last.needs_amax == load.needs_amax &&
+        last.is_second_group == load.is_second_group && last.bytes + load.bytes <= grain_bytes) {
       last.source_bytes += load.source_bytes;
       last.bytes += load.bytes;
       last.scratch += load.scratch;

@@ -44,7 +44,8 @@ void set(Json& document, const std::string& setting) {
   const auto dot = path.find('.');
   const auto part = path.substr(0, dot);
   if (dot == std::string::npos) {
-    if (part != "recipe") refuse(fmt::format("--set {}: \"{}\" is no key; did you mean {}.{}?", setting, part, "server", part));
+    if (part != "recipe")
+      refuse(fmt::format("--set {}: \"{}\" is no key; did you mean {}.{}?", setting, part, "server", part));
     document["recipe"] = std::move(value);
     return;
   }

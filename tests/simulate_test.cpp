@@ -3,8 +3,6 @@
 
 #include <doctest/doctest.h>
 
-#include <cmath>
-
 #include "schedule/planner.h"
 #include "schedule/simulate_text.h"
 #include "schedule/what_if.h"

@@ -22,6 +22,19 @@ void add_plan_input(CLI::App& command, PlanInput& input) {
       ->allow_extra_args(false);  // one each, so that catalogs may follow
 }
 
+void add_changes(CLI::App& command, WhatIf& changes) {
+  const auto several = [&](const char* flag, std::vector<std::string>& values, const char* what, const char* type) {
+    command.add_option(flag, values, what)->allow_extra_args(false)->type_name(type);
+  };
+  several("--set", changes.settings,
+          "change the scenario: server.KEY and trainer.KEY of layout and hardware, simulation.KEY, model.KEY, recipe",
+          "KEY=VALUE");
+  several("--drop", changes.dropped, "trainer:RANK holds nothing; server:RANK leaves with its replica", "ROLE:RANK");
+  command.add_option("--add-replica", changes.added_replicas, "so many more replicas in the first pool")
+      ->check(CLI::Range(1U, 1U << 14))
+      ->type_name("COUNT");
+}
+
 namespace {
 
 struct File {

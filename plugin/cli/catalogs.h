@@ -7,6 +7,7 @@
 
 #include "schedule/explain.h"
 #include "schedule/plan.h"
+#include "schedule/what_if.h"
 
 namespace weightcast::cli {
 
@@ -16,6 +17,9 @@ struct PlanInput {
   std::vector<std::string> unused_tensors;
 };
 void add_plan_input(CLI::App& command, PlanInput& input);
+
+// --set, --drop, --add-replica.
+void add_changes(CLI::App& command, WhatIf& changes);
 
 struct Cluster {
   Catalogs catalogs;

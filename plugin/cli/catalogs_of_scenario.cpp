@@ -20,7 +20,8 @@ void add_catalogs(CLI::App& app, Action& action) {
   auto& command = add_command(app, "catalogs", "Writes the catalogs that the ranks of a scenario would send",
                               "weightcast catalogs scenario.json folder");
   command.add_option("file", options->file, "a scenario")->required();
-  command.add_option("folder", options->folder, "an existing folder; trainer0.catalog.json and so on are written there")
+  command
+      .add_option("folder", options->folder, "an existing folder; trainer0.catalog.json and so on are written there")
       ->required();
   add_json(command, options->json);
   command.callback([&action, options] {

@@ -31,6 +31,7 @@ void add_bench(CLI::App& app, Action& action);
 void add_catalogs(CLI::App& app, Action& action);
 void add_config(CLI::App& app, Action& action);
 void add_controller(CLI::App& app, Action& action);
+void add_diff(CLI::App& app, Action& action);
 void add_doctor(CLI::App& app, Action& action);
 void add_explain(CLI::App& app, Action& action);
 void add_keygen(CLI::App& app, Action& action);

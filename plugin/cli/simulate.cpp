@@ -69,18 +69,9 @@ void add_simulate(CLI::App& app, Action& action) {
                               "simulation.json -o gantt.png");
   add_plan_input(command, options->input);
   command.get_option("file")->expected(1);
-  const auto several = [&](const char* flag, std::vector<std::string>& values, const char* what, const char* type) {
-    command.add_option(flag, values, what)->allow_extra_args(false)->type_name(type);
-  };
-  several("--set", options->changes.settings,
-          "change the scenario: server.KEY and trainer.KEY of layout and hardware, simulation.KEY, model.KEY, recipe",
-          "KEY=VALUE");
-  several("--drop", options->changes.dropped, "trainer:RANK holds nothing; server:RANK leaves with its replica",
-          "ROLE:RANK");
-  command.add_option("--add-replica", options->changes.added_replicas, "so many more replicas in the first pool")
-      ->check(CLI::Range(1U, 1U << 14))
-      ->type_name("COUNT");
-  auto* trace = command.add_option("--trace", options->trace, "write the simulated update for Perfetto")->type_name("FILE");
+  add_changes(command, options->changes);
+  auto* trace =
+      command.add_option("--trace", options->trace, "write the simulated update for Perfetto")->type_name("FILE");
   command.add_option("--measured", options->measured, "a trace of a real run, to stand beside it in --trace")
       ->type_name("FILE")
       ->needs(trace);

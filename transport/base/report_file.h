@@ -49,9 +49,7 @@ class ReportFile {
 
  private:
   static std::string cause() { return errno == 0 ? "an earlier write failed" : std::generic_category().message(errno); }
-  [[noreturn]] void fail() {
-    throw Error(Code::unavailable, fmt::format("cannot write {}: {}", path_, cause()));
-  }
+  [[noreturn]] void fail() { throw Error(Code::unavailable, fmt::format("cannot write {}: {}", path_, cause())); }
 
   const std::string path_;
   std::string written_;
