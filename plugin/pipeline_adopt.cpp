@@ -6,6 +6,7 @@
 
 #include "plugin/block_grid.h"
 #include "plugin/extent.h"
+#include "plugin/gpu_sender.h"
 #include "plugin/pipeline.h"
 
 namespace weightcast {
@@ -43,6 +44,7 @@ void Pipeline::adopt(TrainerTable table, const Routes& routes) {
   prepare_signals();
   prepare_jobs();
   prepare_amax(routes);
+  if (gpu_) gpu_->adopt();
 }
 
 // Which signal covers which target, and how much each waits for.
@@ -84,8 +86,12 @@ Pipeline::Target Pipeline::resolve(const TargetExtent& extent, const Routes& rou
                                             name_of(catalog_), extent.region, extent.server));
   }
   const Placement& placement = route->second.placements[extent.region];
-  return {static_cast<std::uint32_t>(std::distance(routes.servers.begin(), route)), 0, route->second.peer,
-          placement.card_region, placement.byte_offset + extent.byte_offset, extent.strides_bytes};
+  return {static_cast<std::uint32_t>(std::distance(routes.servers.begin(), route)),
+          0,
+          route->second.peer,
+          placement.card_region,
+          placement.byte_offset + extent.byte_offset,
+          extent.strides_bytes};
 }
 
 // Cuts the steps into chunks, those without foreign amax first, and the scratch into slots that hold any of them.
@@ -108,6 +114,7 @@ void Pipeline::prepare_jobs() {
       }
       if (!has_scales(step.recipe) || grids_.contains(step.entry)) continue;
       BlockGrid& grid = grids_[step.entry];
+      grid.recipe = step.recipe;
       grid.blocks = blocks_of(catalog_.entries[step.entry].box);
       grid.own.assign(static_cast<std::size_t>(elements(grid.blocks)), 0.0F);
       grid.foreign = grid.own;
@@ -150,6 +157,7 @@ void Pipeline::prepare_amax(const Routes& routes) {
   };
   outgoing_.clear();
   for (const AmaxMessage& message : table_.amax_out) {
+    for (const AmaxPart& run : message.parts) (void)shared_elements(run);  // throws here, not inside an update
     const std::size_t values = values_of(message);
     outgoing_.push_back({routes.trainers.at(message.to).peer,
                          std::vector<std::byte>(kAmaxHeaderBytes + values * sizeof(float)), values});
