@@ -61,8 +61,8 @@ Weights make_weights(std::int64_t chunk_mib, std::int64_t cols, std::int64_t tot
   std::vector<std::byte> copy(weights.chunk_bytes());
   for (std::size_t chunk = 0; chunk < chunks; ++chunk) {
     const auto matrix = weights.matrix(chunk);
-    auto& amax = weights.amax.emplace_back(blocks_touched(matrix, {}));
-    (void)block_amax(matrix, {}, amax, CastKernel::reference);
+    auto& amax = weights.amax.emplace_back(blocks_touched(matrix, kFp8, {}));
+    (void)block_amax(matrix, kFp8, {}, amax, CastKernel::reference);
     weights.cast_results.push_back(cast(matrix, kFp8, {}, amax, weights.codes.data() + chunk * weights.chunk_values(),
                                         cols, kFrame, CastKernel::reference));
     weights.copy_results.push_back(inspect(matrix, kFrame, CastKernel::reference));
@@ -112,7 +112,7 @@ void add_kernel_cases(std::vector<Case>& cases, const Weights& weights, Scratch&
                    [&](std::size_t chunk) { return scratch.result.digest == weights.copy_results[chunk].digest; }});
   cases.push_back({"amax of blocks, " + name,
                    [&, kernel](std::size_t chunk) {
-                     scratch.result.bad = block_amax(weights.matrix(chunk), {}, scratch.amax, kernel);
+                     scratch.result.bad = block_amax(weights.matrix(chunk), kFp8, {}, scratch.amax, kernel);
                    },
                    [&](std::size_t chunk) { return scratch.amax == weights.amax[chunk]; }});
 }

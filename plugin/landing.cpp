@@ -3,9 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <utility>
+#include <tuple>
 
 #include "plugin/extent.h"
+#include "plugin/gpu_landing.h"
 #include "transport/base/stream_copy.h"
 
 namespace weightcast {
@@ -53,15 +54,12 @@ class Staged final : public LandingMemory {
  public:
   explicit Staged(const Catalog& catalog) : catalog_(catalog) {
     for (const Region& region : catalog.regions) {
-      if (region.kind != MemoryKind::host) {
-        throw Error(Code::unavailable, fmt::format("{}: region '{}' is CUDA memory; landing \"staged\" serves host "
-                                                   "memory only in this version",
-                                                   name_of(catalog), region.name));
-      }
       offsets_.push_back(bytes_);
       bytes_ += (region.bytes + kAlignment - 1) / kAlignment * kAlignment;
     }
-    plan_copies();
+    for (const StagedRun& run : staged_runs(catalog)) {
+      append({live_start(catalog, run.region) + run.byte_offset, offsets_[run.region] + run.byte_offset, run.bytes});
+    }
   }
 
   void prepare(Fabric& fabric) override {
@@ -80,33 +78,13 @@ class Staged final : public LandingMemory {
   }
 
  private:
-  void plan_copies() {
-    for (const Entry& entry : catalog_.entries) {
-      if (entry.landing == Landing::staged_repair) continue;
-      const std::uint64_t element = entry.is_scales ? sizeof(float) : element_bytes(entry.recipe);
-      for_each_matrix(entry.box, entry.box, [&](const MatrixView& view) {
-        const auto row_bytes = static_cast<std::uint64_t>(view.cols) * element;
-        for (std::int64_t row = 0; row < view.rows; ++row) {
-          const std::uint64_t offset =
-              byte_at(entry, view.origin) +
-              static_cast<std::uint64_t>(row * row_stride(entry.strides_bytes, entry.box.axes));
-          append(copies_, {live_start(catalog_, entry.region) + offset, offsets_[entry.region] + offset, row_bytes});
-        }
-      });
-    }
-    std::sort(copies_.begin(), copies_.end(),
-              [](const Copy& a, const Copy& b) { return a.shadow_offset < b.shadow_offset; });
-    std::vector<Copy> merged;
-    for (const Copy& copy : copies_) append(merged, copy);
-    copies_ = std::move(merged);
-  }
   // Joins what is adjacent on both sides: regions may touch in the shadow and be far apart in the engine.
-  static void append(std::vector<Copy>& copies, const Copy& copy) {
-    if (!copies.empty() && copies.back().shadow_offset + copies.back().bytes == copy.shadow_offset &&
-        copies.back().live + copies.back().bytes == copy.live) {
-      copies.back().bytes += copy.bytes;
+  void append(const Copy& copy) {
+    if (!copies_.empty() && copies_.back().shadow_offset + copies_.back().bytes == copy.shadow_offset &&
+        copies_.back().live + copies_.back().bytes == copy.live) {
+      copies_.back().bytes += copy.bytes;
     } else {
-      copies.push_back(copy);
+      copies_.push_back(copy);
     }
   }
 
@@ -120,8 +98,38 @@ class Staged final : public LandingMemory {
 
 }  // namespace
 
+std::vector<StagedRun> staged_runs(const Catalog& catalog) {
+  std::vector<StagedRun> runs;
+  for (const Entry& entry : catalog.entries) {
+    if (entry.landing == Landing::staged_repair) continue;
+    const std::uint64_t element = entry.is_scales ? sizeof(float) : element_bytes(entry.recipe);
+    const std::int64_t pitch = row_stride(entry.strides_bytes, entry.box.axes);
+    for_each_matrix(entry.box, entry.box, [&](const MatrixView& view) {
+      for (std::int64_t row = 0; row < view.rows; ++row) {
+        runs.push_back({entry.region, byte_at(entry, view.origin) + static_cast<std::uint64_t>(row * pitch),
+                        static_cast<std::uint64_t>(view.cols) * element});
+      }
+    });
+  }
+  std::sort(runs.begin(), runs.end(), [](const StagedRun& a, const StagedRun& b) {
+    return std::tie(a.region, a.byte_offset) < std::tie(b.region, b.byte_offset);
+  });
+  std::vector<StagedRun> joined;
+  for (const StagedRun& run : runs) {
+    if (!joined.empty() && joined.back().region == run.region &&
+        joined.back().byte_offset + joined.back().bytes == run.byte_offset) {
+      joined.back().bytes += run.bytes;
+    } else {
+      joined.push_back(run);
+    }
+  }
+  return joined;
+}
+
 std::unique_ptr<LandingMemory> make_landing(const std::string& kind, const Catalog& catalog) {
   if (kind == "in_place") return std::make_unique<InPlace>(catalog);
+  const auto is_cuda = [](const Region& region) { return region.kind == MemoryKind::cuda; };
+  if (std::any_of(catalog.regions.begin(), catalog.regions.end(), is_cuda)) return stage_on_gpu(catalog);
   return std::make_unique<Staged>(catalog);
 }
 

@@ -35,6 +35,14 @@ class LandingMemory {
   virtual void commit() noexcept = 0;
 };
 
+// Bytes that commit() copies from a shadow of a region to the region, sorted, adjacent ones joined.
+struct StagedRun {
+  std::uint32_t region = 0;  // of the catalog
+  std::uint64_t byte_offset = 0;
+  std::uint64_t bytes = 0;
+};
+[[nodiscard]] std::vector<StagedRun> staged_runs(const Catalog& catalog);
+
 // `kind` is "staged" or "in_place"; `catalog` has addresses and outlives the landing, as `fabric` does.
 [[nodiscard]] std::unique_ptr<LandingMemory> make_landing(const std::string& kind, const Catalog& catalog);
 

@@ -10,6 +10,7 @@
 
 #include "plugin/block_grid.h"
 #include "plugin/extent.h"
+#include "plugin/gpu_sender.h"
 
 namespace weightcast {
 namespace {
@@ -26,6 +27,10 @@ Pipeline::Pipeline(const Config& config, Fabric& fabric, const Catalog& catalog,
       catalog_(catalog),
       source_regions_(std::move(regions)),
       team_(threads_of(config.performance.threads)) {
+  if (GpuSender::serves(catalog_)) {
+    gpu_ = std::make_unique<GpuSender>(*this);
+    return;
+  }
   const std::uint64_t bytes = (config.performance.scratch_bytes + kPage - 1) / kPage * kPage;
   scratch_.reset(static_cast<std::byte*>(std::aligned_alloc(kPage, bytes)));
   if (!scratch_) {
@@ -36,18 +41,19 @@ Pipeline::Pipeline(const Config& config, Fabric& fabric, const Catalog& catalog,
   scratch_region_ = fabric_.register_memory({scratch_.get(), bytes, MemoryKind::host});
 }
 
-Pipeline::~Pipeline() { fabric_.release(scratch_region_); }
+Pipeline::~Pipeline() {
+  if (!gpu_) fabric_.release(scratch_region_);
+}
 
 MoveResult Pipeline::move(std::uint64_t version, std::uint64_t token) {
   const auto start = Clock::now();
   reset_for(version, token);
   fabric_.set_active(true);
-  send_amax();
-  const std::function<void(std::size_t)> part = [this](std::size_t member) {
-    if (member < workers_.size()) work(*workers_[member]);
-  };
-  team_.run(part);
-  if (!stopped()) send_scales(*workers_[0]);
+  if (gpu_) {
+    gpu_->send();
+  } else {
+    send_from_host();
+  }
   if (!stopped()) await_signals();
   MoveResult result;
   result.cut_off = drain();
@@ -63,6 +69,15 @@ MoveResult Pipeline::move(std::uint64_t version, std::uint64_t token) {
   }
   for (const auto& worker : workers_) result.cast_seconds += worker->cast_seconds;
   return result;
+}
+
+void Pipeline::send_from_host() {
+  send_amax();
+  const std::function<void(std::size_t)> part = [this](std::size_t member) {
+    if (member < workers_.size()) work(*workers_[member]);
+  };
+  team_.run(part);
+  if (!stopped()) send_scales(*workers_[0]);
 }
 
 void Pipeline::reset_for(std::uint64_t version, std::uint64_t token) {
@@ -221,8 +236,8 @@ std::span<float> Pipeline::chunk_amax(Worker& worker, const StepJob& job, const 
   const TrainerStep& step = table_.steps[job.step];
   if (!has_scales(step.recipe)) return {};
   const BlockOrigin origin = block_origin(view, step.box.axes);
-  const auto amax = std::span(worker.amax).first(blocks_touched(source, origin));
-  (void)block_amax(source, origin, amax);  // a bad value is found again, and named, by the cast
+  const auto amax = std::span(worker.amax).first(blocks_touched(source, step.recipe, origin));
+  (void)block_amax(source, step.recipe, origin, amax);  // a bad value is found again, and named, by the cast
   BlockGrid& grid = grids_.at(step.entry);
   for_each_block(blocks_touched_by(view, step.box.axes), grid.blocks, [&](std::size_t at, std::size_t running) {
     if (step.needs_amax) amax[running] = std::max(amax[running], grid.foreign[at]);
@@ -275,8 +290,9 @@ void Pipeline::send_scales(Worker& worker) {
     const TrainerScaleStep& step = table_.scale_steps[job.step];
     const BlockGrid& grid = grids_.at(step.entry);
     auto* values = reinterpret_cast<float*>(scratch_.get() + slot.offset);
-    for_each_block(step.blocks, grid.blocks,
-                   [&](std::size_t at, std::size_t running) { values[running] = scale_of_amax(grid.own[at]); });
+    for_each_block(step.blocks, grid.blocks, [&](std::size_t at, std::size_t running) {
+      values[running] = scale_of_amax(grid.recipe, grid.own[at]);
+    });
     const Digest seed = digest_seed(version_, job.digest_key);
     std::uint64_t filled = 0;
     for_each_matrix(step.blocks, step.frame, [&](const MatrixView& view) {
@@ -345,7 +361,7 @@ bool Pipeline::await(Tally& tally, const std::string& what) {
 // Until nothing is in flight. What a peer does not take within its death bound is cut off: true then.
 bool Pipeline::drain() {
   const auto flying = [this] {
-    std::uint64_t count = amax_sent_.outstanding();
+    std::uint64_t count = amax_sent_.outstanding() + (gpu_ ? gpu_->flying() : 0);
     for (const auto& link : servers_) count += link->signalled.outstanding();
     for (const auto& worker : workers_) {
       for (const Slots* slots : {&worker->scratch, &worker->direct}) {

@@ -49,6 +49,8 @@ struct MoveResult {
   bool cut_off = false;     // peers were disconnected to end their puts
 };
 
+class GpuSender;
+
 class Pipeline {
  public:
   // `catalog` has addresses; `regions` are its regions in `fabric`, in order. Takes the scratch memory. Throws Error.
@@ -70,6 +72,7 @@ class Pipeline {
   [[nodiscard]] std::uint64_t bytes_done() const noexcept { return bytes_done_.load(std::memory_order_relaxed); }
 
  private:
+  friend class GpuSender;  // the part of the work that differs where shards are in the memory of a GPU
   static constexpr std::size_t kDirectTurns = 4;
   static constexpr Milliseconds kPoll{50};  // how often a blocked stage looks whether it should stop
 
@@ -123,6 +126,7 @@ class Pipeline {
   // Per-block values of one entry: row-major over `blocks`, in block coordinates of the tensor.
   struct BlockGrid {
     Box blocks;
+    Recipe recipe = Recipe::fp8_e4m3_128x128_fp32;
     std::vector<float> own;      // amax as cast: what the scales are made of
     std::vector<float> foreign;  // from other trainers; 0 where there is none
   };
@@ -157,8 +161,10 @@ class Pipeline {
   void prepare_amax(const Routes& routes);
   [[nodiscard]] Target resolve(const TargetExtent& extent, const Routes& routes);
   void reset_for(std::uint64_t version, std::uint64_t token);
+  [[nodiscard]] Box shared_elements(const AmaxPart& run) const;
   void send_amax();
   void receive_amax();
+  void send_from_host();
   void work(Worker& worker);
   void send_chunk(Worker& worker, const Chunk& chunk, Slot& slot, std::uint64_t filled);
   [[nodiscard]] std::span<float> chunk_amax(Worker& worker, const StepJob& job, const SourceMatrix& source,
@@ -188,6 +194,7 @@ class Pipeline {
   };
   std::unique_ptr<std::byte[], FreeScratch> scratch_;
   RegionId scratch_region_ = 0;
+  std::unique_ptr<GpuSender> gpu_;  // instead of scratch_ and workers_, where the shards are on a GPU
 
   // ---- set by adopt() ----
   TrainerTable table_;

@@ -6,6 +6,7 @@
 
 #include "plugin/block_grid.h"
 #include "plugin/extent.h"
+#include "plugin/gpu_sender.h"
 #include "plugin/pipeline.h"
 
 namespace weightcast {
@@ -43,6 +44,7 @@ void Pipeline::adopt(TrainerTable table, const Routes& routes) {
   prepare_signals();
   prepare_jobs();
   prepare_amax(routes);
+  if (gpu_) gpu_->adopt();
 }
 
 // Which signal covers which target, and how much each waits for.
@@ -106,6 +108,7 @@ void Pipeline::prepare_jobs() {
       }
       if (!has_scales(step.recipe) || grids_.contains(step.entry)) continue;
       BlockGrid& grid = grids_[step.entry];
+      grid.recipe = step.recipe;
       grid.blocks = blocks_of(catalog_.entries[step.entry].box);
       grid.own.assign(static_cast<std::size_t>(elements(grid.blocks)), 0.0F);
       grid.foreign = grid.own;
@@ -179,6 +182,7 @@ void Pipeline::prepare_amax(const Routes& routes) {
   };
   outgoing_.clear();
   for (const AmaxMessage& message : table_.amax_out) {
+    for (const AmaxPart& run : message.parts) (void)shared_elements(run);  // throws here, not inside an update
     const std::size_t values = values_of(message);
     outgoing_.push_back({routes.trainers.at(message.to).peer,
                          std::vector<std::byte>(kAmaxHeaderBytes + values * sizeof(float)), values});

@@ -9,6 +9,29 @@
 #include "plugin/pipeline.h"
 
 namespace weightcast {
+namespace {
+
+constexpr auto kRecipe = Recipe::fp8_e4m3_128x128_fp32;  // all that exchange maxima have its blocks
+
+}  // namespace
+
+// What this trainer holds of the blocks of a run. Throws Error internal when that is not a part of each.
+Box Pipeline::shared_elements(const AmaxPart& run) const {
+  const Entry& entry = catalog_.entries[run.from_entry];
+  Box elements_of_run = run.blocks;
+  for (int axis = std::max(0, run.blocks.axes - 2); axis < run.blocks.axes; ++axis) {
+    const auto a = static_cast<std::size_t>(axis);
+    elements_of_run.offset[a] *= kBlock;
+    elements_of_run.extent[a] *= kBlock;
+  }
+  const auto part = intersect(elements_of_run, entry.box);
+  if (!part || blocks_of(*part) != run.blocks) {
+    throw Error(Code::internal, fmt::format("{}: planned to share blocks {} of '{}', holds only {}", name_of(catalog_),
+                                            to_string(run.blocks), entry.tensor, to_string(entry.box)));
+  }
+  return *part;
+}
+
 void Pipeline::send_amax() {
   for (std::size_t index = 0; index < outgoing_.size() && !stopped(); ++index) {
     Outgoing& out = outgoing_[index];
@@ -18,29 +41,16 @@ void Pipeline::send_amax() {
     std::size_t done = 0;
     for (const AmaxPart& run : exchange.parts) {
       const Entry& entry = catalog_.entries[run.from_entry];
-      Box elements_of_run = run.blocks;
-      for (int axis = std::max(0, run.blocks.axes - 2); axis < run.blocks.axes; ++axis) {
-        const auto a = static_cast<std::size_t>(axis);
-        elements_of_run.offset[a] *= kBlock;
-        elements_of_run.extent[a] *= kBlock;
-      }
-      const auto part = intersect(elements_of_run, entry.box);
-      if (!part || blocks_of(*part) != run.blocks) {
-        fail(Status(Code::internal,
-                    fmt::format("{}: planned to share blocks {} of '{}', holds only {}", name_of(catalog_),
-                                to_string(run.blocks), entry.tensor, to_string(entry.box))));
-        return;
-      }
-      for_each_matrix(*part, entry.box, [&](const MatrixView& view) {
+      for_each_matrix(shared_elements(run), entry.box, [&](const MatrixView& view) {
         const SourceMatrix source = source_of(run.from_entry, view);
         const BlockOrigin origin = block_origin(view, entry.box.axes);
-        const std::size_t blocks = blocks_touched(source, origin);
-        const BadValue bad = block_amax(source, origin, {values + done, blocks});
+        const std::size_t blocks = blocks_touched(source, kRecipe, origin);
+        const BadValue bad = block_amax(source, kRecipe, origin, {values + done, blocks});
         if (bad.found()) {
           TrainerStep step;
           step.entry = run.from_entry;
           step.box = entry.box;
-          step.recipe = Recipe::fp8_e4m3_128x128_fp32;
+          step.recipe = kRecipe;
           fail_bad_value(step, view, bad);
         }
         done += blocks;

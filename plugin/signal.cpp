@@ -35,9 +35,9 @@ static_assert(sizeof(AmaxLayout) == kAmaxHeaderBytes);
 }  // namespace
 
 std::array<std::byte, kSignalBytes> encode(const Signal& signal) noexcept {
-  return std::bit_cast<std::array<std::byte, kSignalBytes>>(SignalLayout{
-      kSignalMagic, signal.trainer, signal.server, signal.ordinal, signal.token, signal.version, signal.bytes,
-      signal.digest});
+  return std::bit_cast<std::array<std::byte, kSignalBytes>>(SignalLayout{kSignalMagic, signal.trainer, signal.server,
+                                                                         signal.ordinal, signal.token, signal.version,
+                                                                         signal.bytes, signal.digest});
 }
 
 void encode_amax_header(std::span<std::byte> message, std::uint64_t token, std::uint32_t from,

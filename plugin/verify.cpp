@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "plugin/extent.h"
+#include "transport/cuda.h"
 
 namespace weightcast {
 namespace {
@@ -19,6 +20,7 @@ constexpr std::uint64_t kPartBytes = 1 * MiB;  // enough to share evenly, and to
 void Verifier::adopt(const ServerTable& table) {
   parts_.clear();
   signals_.clear();
+  on_gpu_.clear();
   for (const ExpectedSender& sender : table.senders) {
     auto piece = sender.pieces.begin();
     for (const SignalExtent& signal : signals_of(sender, catalog_)) {
@@ -60,6 +62,34 @@ Digest Verifier::digest_of(const Part& part, const LandingMemory& landing, std::
   return digest_rows(start, part.rows, part.row_bytes, part.row_stride, frame);
 }
 
+bool Verifier::is_on_gpu(std::size_t part) const {
+  return catalog_.regions[catalog_.entries[parts_[part].entry].region].kind == MemoryKind::cuda;
+}
+
+Digest Verifier::digest_on_gpu(std::size_t first, std::size_t end, const LandingMemory& landing,
+                               std::uint64_t version) {
+  const auto address_of = [&](const Part& part) {
+    return landing.region_start(catalog_.entries[part.entry].region) + part.byte_offset;
+  };
+  const Region& region = catalog_.regions[catalog_.entries[parts_[first].entry].region];
+  const int device = check_cuda_memory({reinterpret_cast<std::byte*>(region.address), region.bytes, MemoryKind::cuda});
+  const CudaContextScope current(device);
+  auto& known = on_gpu_[first];
+  if (!known) {
+    std::vector<GpuDigestJob> jobs;
+    for (std::size_t index = first; index < end; ++index) {
+      const Part& part = parts_[index];
+      jobs.push_back({address_of(part), part.rows, part.row_bytes, part.row_stride, part.frame, 0, false});
+    }
+    known = std::make_unique<OnGpu>(OnGpu{device, GpuDigest(jobs), GpuFindings(1), CudaStream()});
+  }
+  known->findings.clear(known->stream);
+  known->digest.launch(known->stream, version, known->findings);
+  known->findings.fetch(known->stream);
+  known->stream.synchronize();
+  return known->findings.digest(0);
+}
+
 Status Verifier::verify(const LandingMemory& landing, const Signal& signal) {
   const auto planned = signals_.find(signal.trainer);
   if (planned == signals_.end() || signal.ordinal >= planned->second.size()) {
@@ -68,6 +98,13 @@ Status Verifier::verify(const LandingMemory& landing, const Signal& signal) {
   }
   const auto [first, end] = planned->second[signal.ordinal];
   std::atomic<Digest> digest{0};
+  if (first != end && is_on_gpu(first)) {
+    try {
+      return compared(signal, digest_on_gpu(first, end, landing, signal.version));
+    } catch (const Error& error) {
+      return {error.code(), fmt::format("{}, version {}: {}", name_of(catalog_), signal.version, error.what())};
+    }
+  }
   std::atomic<std::size_t> next{first};
   const auto work = [&, last = end](std::size_t) {
     for (std::size_t index = next++; index < last; index = next++) {
@@ -75,11 +112,15 @@ Status Verifier::verify(const LandingMemory& landing, const Signal& signal) {
     }
   };
   team_.run(std::cref(work));  // by reference: nothing is allocated
+  return compared(signal, digest);
+}
+
+Status Verifier::compared(const Signal& signal, Digest digest) const {
   if (digest == signal.digest) return {};
   return {Code::corrupted,
           fmt::format("{}, version {}: the {} bytes from trainer {} are not what it sent (digest {:016x}, sent as "
                       "{:016x}): refused; push again, and check memory and network if it repeats",
-                      name_of(catalog_), signal.version, signal.bytes, signal.trainer, digest.load(), signal.digest)};
+                      name_of(catalog_), signal.version, signal.bytes, signal.trainer, digest, signal.digest)};
 }
 
 }  // namespace weightcast

@@ -4,11 +4,13 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <vector>
 
 #include "plugin/landing.h"
 #include "plugin/signal.h"
 #include "plugin/team.h"
+#include "quant/gpu.h"
 #include "schedule/plan.h"
 
 namespace weightcast {
@@ -33,8 +35,12 @@ class Verifier {
     std::int64_t row_stride = 0;
     DigestFrame frame;  // its seed is the entry's digest_key()
   };
+  [[nodiscard]] bool is_on_gpu(std::size_t part) const;
+  [[nodiscard]] Digest digest_on_gpu(std::size_t first, std::size_t end, const LandingMemory& landing,
+                                     std::uint64_t version);
   [[nodiscard]] Digest digest_of(const Part& part, const LandingMemory& landing, std::uint64_t version) const;
   void add_parts_of(const Piece& piece);
+  [[nodiscard]] Status compared(const Signal& signal, Digest digest) const;
 
   const Catalog& catalog_;
   std::vector<Part> parts_;
@@ -43,6 +49,14 @@ class Verifier {
     std::size_t end = 0;
   };
   std::map<std::uint32_t, std::vector<Range>> signals_;  // by trainer and ordinal: what of parts_ a signal covers
+  // What one range is to the GPU that holds it, laid out when it is asked for first.
+  struct OnGpu {
+    int device = 0;
+    GpuDigest digest;
+    GpuFindings findings{1};
+    CudaStream stream;
+  };
+  std::map<std::size_t, std::unique_ptr<OnGpu>> on_gpu_;  // by first part
   Team team_;
 };
 

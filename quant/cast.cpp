@@ -1,8 +1,11 @@
 #include "quant/cast.h"
 
+#include <cstring>
+
 #include "quant/blocks.h"
 #include "quant/cast_reference.h"
 #include "quant/cast_rows.h"
+#include "quant/scales.h"
 
 namespace weightcast {
 namespace {
@@ -26,19 +29,33 @@ const RowKernels* kernels_of(CastKernel kernel) noexcept {
 
 }  // namespace
 
-float scale_of_amax(float amax) noexcept {
-  constexpr float kLeastAmax = 1e-10F;
-  constexpr float kInverseOfLargest = 1.0F / 448.0F;
-  return (amax > kLeastAmax ? amax : kLeastAmax) * kInverseOfLargest;
+std::uint64_t blocks_touched(const SourceMatrix& source, Recipe recipe, BlockOrigin origin) noexcept {
+  return BlockGrid(source, origin, block_shape(recipe)).size();
 }
 
-std::uint64_t blocks_touched(const SourceMatrix& source, BlockOrigin origin) noexcept {
-  return BlockGrid(source, origin).size();
+std::uint64_t amax_values(const SourceMatrix& source, Recipe recipe, BlockOrigin origin) noexcept {
+  return blocks_touched(source, recipe, origin) + (has_tensor_scale(recipe) ? 1 : 0);
 }
 
-BadValue block_amax(const SourceMatrix& source, BlockOrigin origin, std::span<float> amax, CastKernel kernel) noexcept {
-  const RowKernels* const kernels = kernels_of(kernel);
-  if (kernels == nullptr) return reference::block_amax(source, origin, amax);
+float scale_of_amax(Recipe recipe, float amax) noexcept {
+  return has_tensor_scale(recipe) ? 1.0F / tensor_multiplier(amax) : block_scale(recipe, amax, 0).scale;
+}
+
+void encode_scales(Recipe recipe, std::span<const float> block_amax, float tensor_amax, std::byte* scales) noexcept {
+  const float tensor = has_tensor_scale(recipe) ? tensor_multiplier(tensor_amax) : 0;
+  for (const float amax : block_amax) {
+    const BlockScale scale = block_scale(recipe, amax, tensor);
+    std::memcpy(scales, &scale.stored, scale_bytes(recipe));  // little-endian
+    scales += scale_bytes(recipe);
+  }
+}
+
+BadValue block_amax(const SourceMatrix& source, Recipe recipe, BlockOrigin origin, std::span<float> amax,
+                    CastKernel kernel) noexcept {
+  const BlockShape shape = block_shape(recipe);
+  const bool is_square = shape.rows == kBlock && shape.cols == kBlock;
+  const RowKernels* const kernels = is_square ? kernels_of(kernel) : nullptr;
+  if (kernels == nullptr) return reference::block_amax(source, recipe, origin, amax);
   return rows::block_amax(source, origin, amax, *kernels);
 }
 

@@ -37,24 +37,31 @@ struct BadValue {
   [[nodiscard]] bool found() const noexcept { return row >= 0; }
 };
 
-// amax of the part of each block that `source` covers, row-major over the blocks it touches:
-// amax[(block_row - first_block_row) * block_cols_touched + (block_col - first_block_col)], plain max |x| (no
-// floor at 1e-10). `amax` has blocks_touched(source, origin) values; they are overwritten.
-[[nodiscard]] BadValue block_amax(const SourceMatrix& source, BlockOrigin origin, std::span<float> amax,
+// amax of the part of each of the recipe's blocks that `source` covers, row-major over the blocks it touches:
+// amax[(block_row - first_block_row) * block_cols_touched + (block_col - first_block_col)], plain max |x| (no floor).
+// Where the recipe has a tensor scale, the amax of the whole source follows. `amax` has amax_values() values; they are
+// overwritten. A maximum is exact, so values of shards merge into those of the whole in any order.
+[[nodiscard]] BadValue block_amax(const SourceMatrix& source, Recipe recipe, BlockOrigin origin, std::span<float> amax,
                                   CastKernel kernel = CastKernel::automatic) noexcept;
-[[nodiscard]] std::uint64_t blocks_touched(const SourceMatrix& source, BlockOrigin origin) noexcept;
+[[nodiscard]] std::uint64_t blocks_touched(const SourceMatrix& source, Recipe recipe, BlockOrigin origin) noexcept;
+// blocks_touched(), and one more where the recipe has a tensor scale.
+[[nodiscard]] std::uint64_t amax_values(const SourceMatrix& source, Recipe recipe, BlockOrigin origin) noexcept;
 
-// scale = max(amax, 1e-10) * fl(1/448)
-[[nodiscard]] float scale_of_amax(float amax) noexcept;
+// The FP32 scale of a block (of the tensor, for recipes with a tensor scale) whose amax this is.
+[[nodiscard]] float scale_of_amax(Recipe recipe, float amax) noexcept;
+// The scales of blocks as they are stored, scale_bytes(recipe) each, in order; the tensor's amax counts where the
+// recipe has a tensor scale.
+void encode_scales(Recipe recipe, std::span<const float> block_amax, float tensor_amax, std::byte* scales) noexcept;
 
 struct CastResult {
   BadValue bad;       // the output is unspecified when found
   Digest digest = 0;  // of the output, by `frame`
 };
 
-// Writes `source` under `recipe` to `output`: rows of cols * element_bytes(recipe) bytes, `output_row_bytes` apart.
-// For recipes with scales, `amax` holds the amax of each whole block touched, laid out as block_amax() does
-// (after the exchange for blocks that straddle shards). Source and output do not overlap.
+// Writes `source` under `recipe` to `output`: rows of row_bytes(recipe, cols), `output_row_bytes` apart. For recipes
+// with scales, `amax` holds the amax of each whole block touched, laid out as block_amax() does (after the exchange for
+// blocks that straddle shards, and of the whole tensor). Source and output do not overlap. The columns of nvfp4 begin
+// at an even one.
 [[nodiscard]] CastResult cast(const SourceMatrix& source, Recipe recipe, BlockOrigin origin,
                               std::span<const float> amax, std::byte* output, std::int64_t output_row_bytes,
                               const DigestFrame& frame, CastKernel kernel = CastKernel::automatic) noexcept;

@@ -6,7 +6,8 @@
 
 namespace weightcast::reference {
 
-[[nodiscard]] BadValue block_amax(const SourceMatrix& source, BlockOrigin origin, std::span<float> amax) noexcept;
+[[nodiscard]] BadValue block_amax(const SourceMatrix& source, Recipe recipe, BlockOrigin origin,
+                                  std::span<float> amax) noexcept;
 
 [[nodiscard]] CastResult cast(const SourceMatrix& source, Recipe recipe, BlockOrigin origin,
                               std::span<const float> amax, std::byte* output, std::int64_t output_row_bytes,

@@ -91,7 +91,8 @@ BadValue for_pieces(const SourceMatrix& source, std::int64_t row, const BlockGri
 using Inverses = std::array<float, kPieceBlocks>;
 void invert_scales(std::span<const float> amax, std::size_t first, Inverses& inverses) noexcept {
   const std::size_t count = std::min(amax.size() - first, inverses.size());
-  for (std::size_t at = 0; at < count; ++at) inverses[at] = 1.0F / scale_of_amax(amax[first + at]);
+  for (std::size_t at = 0; at < count; ++at)
+    inverses[at] = 1.0F / scale_of_amax(Recipe::fp8_e4m3_128x128_fp32, amax[first + at]);
 }
 
 }  // namespace

@@ -57,6 +57,22 @@ namespace weightcast {
   return static_cast<std::uint8_t>(((bits >> 24) & 0x80) | (code < 0x7E ? code : 0x7E));
 }
 
+[[nodiscard]] constexpr float float_of_e4m3(std::uint8_t code) noexcept {
+  const std::uint32_t sign = static_cast<std::uint32_t>(code & 0x80) << 24;
+  const std::uint32_t exponent = (code >> 3) & 0xF;
+  const std::uint32_t mantissa = code & 7;
+  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 120) << 23) | (mantissa << 20));
+  const float magnitude = static_cast<float>(mantissa) * 0x1p-9F;
+  return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(magnitude));
+}
+
+// E2M1: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and a sign; bias 1, saturating.
+[[nodiscard]] constexpr std::uint8_t e2m1_of_float(float value) noexcept {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  const std::uint32_t code = narrow(bits & 0x7FFFFFFF, 22, 127);
+  return static_cast<std::uint8_t>(((bits >> 28) & 8) | (code < 7 ? code : 7));
+}
+
 [[nodiscard]] constexpr bool is_finite(float value) noexcept {
   return (std::bit_cast<std::uint32_t>(value) & 0x7F800000) != 0x7F800000;
 }

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "quant/recipe.h"
-
 namespace weightcast {
 namespace {
 
@@ -11,6 +9,20 @@ namespace {
 std::size_t first_blocked_axis(std::size_t axes) noexcept { return axes > 2 ? axes - 2 : 0; }
 
 }  // namespace
+
+bool is_planned(Recipe recipe) noexcept {
+  const BlockShape shape = block_shape(recipe);
+  return !has_scales(recipe) || (shape.rows == kBlock && shape.cols == kBlock && scale_bytes(recipe) == sizeof(float));
+}
+
+std::string planned_recipes() {
+  std::string names;
+  for (int number = 0; number < kRecipeCount; ++number) {
+    const auto recipe = static_cast<Recipe>(number);
+    if (is_planned(recipe)) names.append(names.empty() ? "" : ", ").append(to_string(recipe));
+  }
+  return names;
+}
 
 Box blocks_touched(const Box& box) noexcept {
   Box blocks = box;

@@ -3,11 +3,18 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
+#include "quant/recipe.h"
 #include "schedule/box.h"
 
 namespace weightcast {
+
+// True when plans can carry the recipe: it has no scales, or FP32 ones of kBlock x kBlock.
+[[nodiscard]] bool is_planned(Recipe recipe) noexcept;
+// "bf16, fp16, ...": those.
+[[nodiscard]] std::string planned_recipes();
 
 // The blocks that `box` touches.
 [[nodiscard]] Box blocks_touched(const Box& box) noexcept;

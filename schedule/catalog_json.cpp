@@ -200,6 +200,10 @@ class Reader {
       place.fail(fmt::format("\"{}\" is not known; the nearest known one is \"{}\"", name.substr(0, 100),
                              nearest(name.substr(0, 100), known)));
     }
+    if (recipe && !is_planned(*recipe)) {
+      place.fail(fmt::format("plans do not carry {} yet (its blocks are not {}x{}); there are {}", name, kBlock, kBlock,
+                             planned_recipes()));
+    }
     if (source) entry.source_type = *source;
     if (recipe) entry.recipe = *recipe;
   }

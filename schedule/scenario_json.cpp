@@ -7,6 +7,7 @@
 #include <numeric>
 #include <utility>
 
+#include "schedule/blocks.h"
 #include "schedule/catalog_check.h"
 #include "schedule/place.h"
 #include "schedule/scenario.h"
@@ -271,12 +272,9 @@ std::uint64_t product(const Ranks& ranks) {
 Recipe read_recipe(const Place& place) {
   const auto& name = place.text(kMaxNameBytes);
   const auto recipe = parse_recipe(name);
-  if (recipe) return *recipe;
-  std::vector<std::string_view> known;
-  for (const auto one : {Recipe::bf16, Recipe::fp16, Recipe::fp32, Recipe::fp8_e4m3_128x128_fp32}) {
-    known.push_back(to_string(one));
-  }
-  place.fail(fmt::format("\"{}\" is no recipe; there are {}", name.substr(0, 100), fmt::join(known, ", ")));
+  if (recipe && is_planned(*recipe)) return *recipe;
+  place.fail(
+      fmt::format("\"{}\" is no recipe that plans can carry; there are {}", name.substr(0, 100), planned_recipes()));
 }
 
 }  // namespace

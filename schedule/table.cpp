@@ -157,7 +157,8 @@ TrainerStep read_step(const Reader& reader, const Json& json, std::uint64_t chun
   step.entry = reader.own_entry(json[0]);
   const auto& entry = reader.own().entries[step.entry];
   step.recipe = static_cast<Recipe>(reader.integer(json[1], UINT8_MAX));
-  if (element_bytes(step.recipe) == 0) reader.fail("a recipe that this version does not know");
+  if (element_bytes(step.recipe) == 0 || !is_planned(step.recipe))
+    reader.fail("a recipe that this version does not know");
   step.frame = reader.box_within(json[3], whole(entry.shape));
   step.box = reader.box_within(json[2], entry.box);
   if (!contains(step.frame, step.box)) reader.fail("a step's box is not inside its frame");

@@ -6,6 +6,7 @@
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -59,6 +60,18 @@ DigestFrame frame_of(const nlohmann::json& frame) {
           frame.at("first_row").get<std::uint64_t>(), frame.at("first_byte").get<std::uint64_t>()};
 }
 
+void check_scales(const Golden& golden, const nlohmann::json& expected, Recipe recipe, std::span<const float> amax) {
+  const auto wanted = golden.bytes(expected.at("scales"));
+  std::vector<std::byte> scales(wanted.size());
+  const auto blocks = scales.size() / scale_bytes(recipe);
+  REQUIRE(blocks + (has_tensor_scale(recipe) ? 1 : 0) == amax.size());
+  encode_scales(recipe, amax.first(blocks), amax.back(), scales.data());
+  CHECK(scales == wanted);
+  if (has_tensor_scale(recipe)) {
+    CHECK(scale_of_amax(recipe, amax.back()) == golden.floats(expected.at("tensor_scale")).at(0));
+  }
+}
+
 }  // namespace
 
 TEST_CASE("every kernel writes what NumPy and ml_dtypes make of the golden matrices, byte for byte") {
@@ -75,24 +88,24 @@ TEST_CASE("every kernel writes what NumPy and ml_dtypes make of the golden matri
                                  1};
     const BlockOrigin origin = {known.at("origin").at(0).get<std::int64_t>(),
                                 known.at("origin").at(1).get<std::int64_t>()};
-    const auto expected_amax = golden.floats(known.at("amax"));
-    REQUIRE(blocks_touched(source, origin) == expected_amax.size());
-    for (const auto kernel : kernels()) {
-      std::vector<float> amax(expected_amax.size(), -1);
-      CHECK(!block_amax(source, origin, amax, kernel).found());
-      CHECK(amax == expected_amax);
-      for (const auto& expected : known.at("outputs")) {
-        CAPTURE(expected.at("recipe").get<std::string>());
-        const auto recipe = parse_recipe(expected.at("recipe").get<std::string>()).value();
-        const auto row_bytes = cols * static_cast<std::int64_t>(element_bytes(recipe));
-        const auto wanted = golden.bytes(expected.at("bytes"));
+    for (const auto& expected : known.at("outputs")) {
+      CAPTURE(expected.at("recipe").get<std::string>());
+      const auto recipe = parse_recipe(expected.at("recipe").get<std::string>()).value();
+      const auto output_row_bytes = static_cast<std::int64_t>(row_bytes(recipe, cols));
+      const auto wanted = golden.bytes(expected.at("bytes"));
+      const auto wanted_amax = has_scales(recipe) ? golden.floats(expected.at("amax")) : std::vector<float>();
+      for (const auto kernel : kernels()) {
+        std::vector<float> amax(has_scales(recipe) ? amax_values(source, recipe, origin) : 0, -1);
+        if (has_scales(recipe)) CHECK(!block_amax(source, recipe, origin, amax, kernel).found());
+        CHECK(amax == wanted_amax);
         std::vector<std::byte> output(wanted.size());
         const auto result =
-            cast(source, recipe, origin, amax, output.data(), row_bytes, frame_of(expected.at("frame")), kernel);
+            cast(source, recipe, origin, amax, output.data(), output_row_bytes, frame_of(expected.at("frame")), kernel);
         CHECK(!result.bad.found());
         CHECK(std::ranges::equal(output, wanted));
         CHECK(result.digest == expected.at("digest").get<Digest>());
       }
+      if (has_scales(recipe)) check_scales(golden, expected, recipe, wanted_amax);
     }
   }
 }

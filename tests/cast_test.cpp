@@ -11,18 +11,13 @@
 #include <random>
 #include <vector>
 
+#include "tests/support/matrices.h"
+
 using namespace weightcast;
 
 namespace {
 
 constexpr auto kFp8 = Recipe::fp8_e4m3_128x128_fp32;
-constexpr std::array kRecipes = {Recipe::bf16, Recipe::fp16, Recipe::fp32, kFp8};
-constexpr std::array kSources = {SourceType::bf16, SourceType::fp16, SourceType::fp32};
-using Random = std::mt19937_64;
-
-std::int64_t pick(Random& random, std::int64_t least, std::int64_t most) {
-  return std::uniform_int_distribution<std::int64_t>(least, most)(random);
-}
 
 std::vector<CastKernel> kernels() {
   std::vector<CastKernel> available;
@@ -32,71 +27,11 @@ std::vector<CastKernel> kernels() {
   return available;
 }
 
-// A matrix that owns its memory, in any layout.
-struct Matrix {
-  std::vector<std::byte> memory;
-  SourceMatrix view;
-
-  void set(std::int64_t row, std::int64_t col, std::uint32_t bits) {
-    const auto size = static_cast<std::int64_t>(element_bytes(view.type));
-    const auto at = view.data - memory.data() + (row * view.row_stride + col * view.col_stride) * size;
-    std::memcpy(memory.data() + at, &bits, static_cast<std::size_t>(size));
-  }
-};
-
-enum class Layout { packed, padded, column_major, rows_upwards, columns_backwards, interleaved, odd_address };
-constexpr std::array kLayouts = {
-    Layout::packed,      Layout::padded,     Layout::column_major, Layout::rows_upwards, Layout::columns_backwards,
-    Layout::interleaved, Layout::odd_address};
-
-Matrix make_matrix(SourceType type, std::int64_t rows, std::int64_t cols, Layout layout = Layout::packed) {
-  Matrix matrix = {{}, {nullptr, type, rows, cols, cols, 1}};
-  auto& view = matrix.view;
-  std::int64_t first = 0;  // the place of element (0, 0)
-  switch (layout) {
-    case Layout::packed:
-    case Layout::odd_address: break;
-    case Layout::padded: view.row_stride = cols + 5; break;
-    case Layout::column_major: view.row_stride = 1, view.col_stride = rows; break;
-    case Layout::rows_upwards: view.row_stride = -cols, first = (rows - 1) * cols; break;
-    case Layout::columns_backwards: view.col_stride = -1, first = cols - 1; break;
-    case Layout::interleaved: view.row_stride = 3 * cols, view.col_stride = 3; break;
-  }
-  const auto size = static_cast<std::int64_t>(element_bytes(type));
-  matrix.memory.resize(static_cast<std::size_t>((3 * rows * cols + 5 * rows) * size + 1));
-  view.data = matrix.memory.data() + first * size + (layout == Layout::odd_address ? 1 : 0);
-  return matrix;
-}
-
-// Weight-like values of every exponent that occurs after scaling, with zeros, subnormals and a few extremes.
-std::vector<std::uint32_t> random_bits(SourceType type, std::int64_t count, Random& random) {
-  std::vector<std::uint32_t> bits(static_cast<std::size_t>(count));
-  for (auto& value : bits) {
-    const auto raw = static_cast<std::uint32_t>(random());
-    const std::uint32_t exponent = pick(random, 0, 30) == 0 ? raw >> 8 & 0xFF : 110 + raw % 18;
-    value = (raw & 0x807FFFFF) | (std::min(exponent, 253U) << 23);
-    if (pick(random, 0, 40) == 0) value &= 0x80000000;
-    if (type == SourceType::bf16) value >>= 16;
-    if (type == SourceType::fp16) value = (raw >> 16) % 0x7C00 | (raw & 0x8000);
-  }
-  return bits;
-}
-
-Matrix random_matrix(SourceType type, std::int64_t rows, std::int64_t cols, Random& random,
-                     Layout layout = Layout::packed) {
-  auto matrix = make_matrix(type, rows, cols, layout);
-  const auto bits = random_bits(type, rows * cols, random);
-  for (std::int64_t row = 0; row < rows; ++row) {
-    for (std::int64_t col = 0; col < cols; ++col) {
-      matrix.set(row, col, bits[static_cast<std::size_t>(row * cols + col)]);
-    }
-  }
-  return matrix;
-}
-
-std::vector<float> amax_of(const SourceMatrix& source, BlockOrigin origin, CastKernel kernel = CastKernel::reference) {
-  std::vector<float> amax(blocks_touched(source, origin), -1);
-  REQUIRE(!block_amax(source, origin, amax, kernel).found());
+std::vector<float> amax_of(const SourceMatrix& source, BlockOrigin origin, CastKernel kernel = CastKernel::reference,
+                           Recipe recipe = kFp8) {
+  if (!has_scales(recipe)) return {};
+  std::vector<float> amax(amax_values(source, recipe, origin), -1);
+  REQUIRE(!block_amax(source, recipe, origin, amax, kernel).found());
   return amax;
 }
 
@@ -107,9 +42,9 @@ struct Output {
 
 Output cast_of(const SourceMatrix& source, Recipe recipe, BlockOrigin origin, const std::vector<float>& amax,
                const DigestFrame& frame = {}, CastKernel kernel = CastKernel::automatic) {
-  const auto row_bytes = source.cols * static_cast<std::int64_t>(element_bytes(recipe));
-  Output output = {std::vector<std::byte>(static_cast<std::size_t>(source.rows * row_bytes)), {}};
-  output.result = cast(source, recipe, origin, amax, output.bytes.data(), row_bytes, frame, kernel);
+  const auto bytes = static_cast<std::int64_t>(row_bytes(recipe, source.cols));
+  Output output = {std::vector<std::byte>(static_cast<std::size_t>(source.rows * bytes)), {}};
+  output.result = cast(source, recipe, origin, amax, output.bytes.data(), bytes, frame, kernel);
   return output;
 }
 
@@ -149,9 +84,9 @@ TEST_CASE("every finite BF16 value under many scales becomes the nearest E4M3 co
   }
   for (const float amax : {1.0F, 0.0371F, 448.0F, 3e-9F, 1.7e38F, 1e-10F, 0.0F}) {
     CAPTURE(amax);
-    const float scale = scale_of_amax(amax);
+    const float scale = scale_of_amax(kFp8, amax);
     CHECK(scale == std::max(amax, 1e-10F) * (1.0F / 448.0F));
-    const std::vector<float> amaxes(blocks_touched(source.view, {}), amax);
+    const std::vector<float> amaxes(blocks_touched(source.view, kFp8, {}), amax);
     for (const auto kernel : kernels()) {
       const auto output = cast_of(source.view, kFp8, {}, amaxes, {}, kernel);
       REQUIRE(!output.result.bad.found());
@@ -222,13 +157,13 @@ TEST_CASE("a layout changes neither bytes nor amax nor digest, and every kernel 
       const auto seed = random();
       Random same_values(seed);
       const auto packed = random_matrix(type, rows, cols, same_values);
-      const auto amax = amax_of(packed.view, origin);
       const auto layout = kLayouts[static_cast<std::size_t>(round) % kLayouts.size()];
       Random same_values_again(seed);
       const auto other = random_matrix(type, rows, cols, same_values_again, layout);
       for (const auto kernel : kernels()) {
-        CHECK(amax_of(other.view, origin, kernel) == amax);
         for (const auto recipe : kRecipes) {
+          const auto amax = amax_of(packed.view, origin, CastKernel::reference, recipe);
+          CHECK(amax_of(other.view, origin, kernel, recipe) == amax);
           const auto expected = cast_of(packed.view, recipe, origin, amax, frame, CastKernel::reference);
           const auto output = cast_of(other.view, recipe, origin, amax, frame, kernel);
           CHECK(output.result.bad.row == expected.result.bad.row);
@@ -266,32 +201,35 @@ TEST_CASE("the digest of a cast is that of its output, at any place and width") 
 
 TEST_CASE("shards cut anywhere, with the amax of shared blocks exchanged, cast to the bytes of the whole") {
   Random random(4);
-  for (int round = 0; round < 40; ++round) {
+  for (int round = 0; round < 80; ++round) {
+    const auto recipe = kRecipes[3 + static_cast<std::size_t>(round) % (kRecipes.size() - 3)];
     const auto rows = pick(random, 1, 400);
     const auto cols = pick(random, 1, 300);
     const auto type = kSources[random() % 2 * 2];
     const auto whole = random_matrix(type, rows, cols, random);
-    const auto amax = amax_of(whole.view, {});
-    const auto expected = cast_of(whole.view, kFp8, {}, amax);
-    const auto block_cols = static_cast<std::size_t>(blocks_of(cols));
+    const auto amax = amax_of(whole.view, {}, CastKernel::reference, recipe);
+    const auto expected = cast_of(whole.view, recipe, {}, amax);
     std::vector<std::int64_t> cuts = {0, rows};
     for (int cut = 0; cut < 5; ++cut) cuts.push_back(pick(random, 0, rows));
     std::ranges::sort(cuts);
 
-    std::vector<float> exchanged(amax.size(), 0);
     const auto shard_of = [&](std::size_t at) {
       auto shard = whole.view;
       shard.data += cuts[at] * cols * static_cast<std::int64_t>(element_bytes(type));
       shard.rows = cuts[at + 1] - cuts[at];
       return shard;
     };
-    const auto first_block = [&](std::size_t at) { return static_cast<std::size_t>(cuts[at] / kBlock) * block_cols; };
+    const auto row_of_blocks = whole.view.cols == 0 ? 0 : blocks_touched({nullptr, type, 1, cols, cols, 1}, recipe, {});
+    const auto first_block = [&](std::size_t at) {
+      return static_cast<std::size_t>(cuts[at] / block_shape(recipe).rows) * row_of_blocks;
+    };
+    std::vector<float> exchanged(amax.size(), 0);
+    const auto merge = [&](std::size_t at, float value) { exchanged[at] = std::max(exchanged[at], value); };
     for (std::size_t at = 0; at + 1 < cuts.size(); ++at) {
-      const auto part = amax_of(shard_of(at), {cuts[at], 0}, CastKernel::automatic);
-      for (std::size_t block = 0; block < part.size(); ++block) {
-        auto& joint = exchanged[first_block(at) + block];
-        joint = std::max(joint, part[block]);
-      }
+      const auto part = amax_of(shard_of(at), {cuts[at], 0}, CastKernel::automatic, recipe);
+      const auto blocks = blocks_touched(shard_of(at), recipe, {cuts[at], 0});
+      for (std::size_t block = 0; block < blocks; ++block) merge(first_block(at) + block, part[block]);
+      if (has_tensor_scale(recipe)) merge(amax.size() - 1, part.back());
     }
     CHECK(exchanged == amax);
 
@@ -299,24 +237,43 @@ TEST_CASE("shards cut anywhere, with the amax of shared blocks exchanged, cast t
     for (std::size_t at = 0; at + 1 < cuts.size(); ++at) {
       const auto shard = shard_of(at);
       const auto from = exchanged.begin() + static_cast<std::ptrdiff_t>(first_block(at));
-      const auto count = static_cast<std::ptrdiff_t>(blocks_touched(shard, {cuts[at], 0}));
-      const auto output = cast_of(shard, kFp8, {cuts[at], 0}, {from, from + count});
+      const auto count = static_cast<std::ptrdiff_t>(blocks_touched(shard, recipe, {cuts[at], 0}));
+      std::vector<float> own(from, from + count);
+      if (has_tensor_scale(recipe)) own.push_back(exchanged.back());
+      const auto output = cast_of(shard, recipe, {cuts[at], 0}, own);
       bytes.insert(bytes.end(), output.bytes.begin(), output.bytes.end());
     }
     CHECK((bytes == expected.bytes));
   }
 }
 
-TEST_CASE("a block of zeros has the least scale and codes that keep the signs") {
+TEST_CASE("zeros have the least scale of their recipe and codes that keep the signs") {
   auto zeros = make_matrix(SourceType::bf16, 3, 5);
   zeros.set(1, 2, 0x8000);
-  const auto amax = amax_of(zeros.view, {});
-  CHECK(amax == std::vector<float>{0});
-  CHECK(scale_of_amax(amax[0]) == 1e-10F * (1.0F / 448.0F));
-  for (const auto kernel : kernels()) {
-    const auto output = cast_of(zeros.view, kFp8, {}, amax, {}, kernel);
-    for (std::size_t at = 0; at < 15; ++at) CHECK(output.bytes[at] == std::byte(at == 7 ? 0x80 : 0));
+  const auto scale = [](Recipe recipe) {
+    std::uint32_t bits = 0;
+    encode_scales(recipe, std::array{0.0F}, 0, reinterpret_cast<std::byte*>(&bits));
+    return scale_bytes(recipe) == 4 ? std::bit_cast<float>(bits) : static_cast<float>(bits);
+  };
+  CHECK(scale(kFp8) == 1e-10F * (1.0F / 448.0F));
+  CHECK(scale(Recipe::fp8_e4m3_128x128_ue8m0) == 0x1p-22F);  // 1e-4 / 448 lies between 2^-23 and 2^-22
+  CHECK(scale(Recipe::fp8_e4m3_tensor) == 1e-10F / 448.0F);
+  CHECK(scale(Recipe::fp8_e4m3_channel) == 1e-10F / 448.0F);
+  CHECK(scale(Recipe::mxfp8_e4m3_1x32) == 0);
+  CHECK(scale(Recipe::nvfp4_e2m1_1x16) == 0);
+  CHECK(scale_of_amax(Recipe::nvfp4_e2m1_1x16, 0) == 1);
+  for (const auto recipe : kRecipes) {
+    if (!has_scales(recipe) || recipe == Recipe::nvfp4_e2m1_1x16) continue;
+    for (const auto kernel : kernels()) {
+      const auto amax = amax_of(zeros.view, {}, kernel, recipe);
+      CHECK(std::ranges::count(amax, 0.0F) == std::ssize(amax));
+      const auto output = cast_of(zeros.view, recipe, {}, amax, {}, kernel);
+      for (std::size_t at = 0; at < 15; ++at) CHECK(output.bytes[at] == std::byte(at == 7 ? 0x80 : 0));
+    }
   }
+  const auto fp4 = cast_of(zeros.view, Recipe::nvfp4_e2m1_1x16, {},
+                           amax_of(zeros.view, {}, CastKernel::reference, Recipe::nvfp4_e2m1_1x16));
+  for (std::size_t at = 0; at < 9; ++at) CHECK(fp4.bytes[at] == std::byte(at == 4 ? 0x08 : 0));
 }
 
 TEST_CASE("rows are written where they belong and nothing beside them") {
@@ -324,16 +281,16 @@ TEST_CASE("rows are written where they belong and nothing beside them") {
   const auto matrix = random_matrix(SourceType::bf16, 5, 77, random);
   for (const auto kernel : kernels()) {
     for (const auto recipe : kRecipes) {
-      const auto amax = amax_of(matrix.view, {3, 100});
-      const auto row_bytes = 77 * element_bytes(recipe);
+      const auto amax = amax_of(matrix.view, {3, 100}, kernel, recipe);
+      const auto bytes = row_bytes(recipe, 77);
       const auto packed = cast_of(matrix.view, recipe, {3, 100}, amax, {}, kernel);
       if (packed.result.bad.found()) continue;
       std::vector<std::byte> spread(5 * 1000, std::byte{0xA5});
       (void)cast(matrix.view, recipe, {3, 100}, amax, spread.data() + 1, 1000, {}, kernel);
       for (std::size_t at = 0; at < spread.size(); ++at) {
         const std::size_t row = at == 0 ? 0 : (at - 1) / 1000;
-        const std::size_t col = at == 0 ? row_bytes : (at - 1) % 1000;
-        REQUIRE(spread[at] == (col < row_bytes ? packed.bytes[row * row_bytes + col] : std::byte{0xA5}));
+        const std::size_t col = at == 0 ? bytes : (at - 1) % 1000;
+        REQUIRE(spread[at] == (col < bytes ? packed.bytes[row * bytes + col] : std::byte{0xA5}));
       }
     }
   }
@@ -342,9 +299,9 @@ TEST_CASE("rows are written where they belong and nothing beside them") {
 TEST_CASE("an empty matrix touches no block and has the digest zero") {
   for (const auto& [rows, cols] : {std::pair<std::int64_t, std::int64_t>{0, 10}, {10, 0}, {0, 0}}) {
     const auto empty = make_matrix(SourceType::bf16, rows, cols);
-    CHECK(blocks_touched(empty.view, {130, 130}) == 0);
+    CHECK(blocks_touched(empty.view, kFp8, {130, 130}) == 0);
     for (const auto kernel : kernels()) {
-      CHECK(!block_amax(empty.view, {130, 130}, {}, kernel).found());
+      CHECK(!block_amax(empty.view, kFp8, {130, 130}, {}, kernel).found());
       const auto output = cast_of(empty.view, kFp8, {130, 130}, {}, {}, kernel);
       CHECK(!output.result.bad.found());
       CHECK(output.result.digest == 0);
@@ -370,13 +327,13 @@ TEST_CASE("the first NaN or Inf in the order of rows is reported by cast, amax a
         matrix.set(at / cols, at % cols, kBad[static_cast<std::size_t>(type)][random() % 4]);
       }
       const auto is_first = [&](const BadValue& bad) { return bad.row == first / cols && bad.col == first % cols; };
-      std::vector<float> amax(blocks_touched(matrix.view, {5, 9}), 1);
       for (const auto kernel : kernels()) {
         for (const auto recipe : kRecipes) {
+          std::vector<float> amax(amax_values(matrix.view, recipe, {5, 9}), 1);
           CHECK(is_first(cast_of(matrix.view, recipe, {5, 9}, amax, {}, kernel).result.bad));
+          if (has_scales(recipe)) CHECK(is_first(block_amax(matrix.view, recipe, {5, 9}, amax, kernel)));
         }
         if (layout == Layout::packed) CHECK(is_first(inspect(matrix.view, {}, kernel).bad));
-        CHECK(is_first(block_amax(matrix.view, {5, 9}, amax, kernel)));
       }
     }
   }
@@ -399,5 +356,5 @@ TEST_CASE("a value that a recipe cannot hold is reported, its largest neighbour 
   CHECK(!found(std::numeric_limits<float>::max(), Recipe::fp32));
   matrix.set(1, 2, 0x7F7F8000);
   std::vector<float> amax(1);
-  CHECK(block_amax(matrix.view, {}, amax).row == 1);
+  CHECK(block_amax(matrix.view, kFp8, {}, amax).row == 1);
 }

@@ -89,6 +89,9 @@ TEST_CASE("errors name the document, the place, the tensor and what is known ins
         "sample: /entries/2: unknown key \"byte_ofset\"; the nearest known one is \"byte_offset\"");
   CHECK(error_of("/entries/2/recipe", "bf61") ==
         "sample: /entries/2/recipe: \"bf61\" is not known; the nearest known one is \"bf16\"");
+  CHECK(error_of("/entries/2/recipe", "mxfp8_e4m3_1x32") ==
+        "sample: /entries/2/recipe: plans do not carry mxfp8_e4m3_1x32 yet (its blocks are not 128x128); there are "
+        "bf16, fp16, fp32, fp8_e4m3_128x128_fp32, fp8_e4m3_128x128_ue8m0");
   CHECK(says(error_of("/entries/2/region", "smal"), "/entries/2/region (tensor norm): there is no region smal"));
   CHECK(says(error_of("/format", "weightcast.catalog/2"), "this version reads \"weightcast.catalog/1\" only"));
 }

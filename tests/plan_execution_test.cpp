@@ -229,8 +229,8 @@ class Execution {
       });
       for_each_matrix(entry.box, entry.box, [&](const MatrixView& view) {
         const auto matrix = matrix_of(view, entry, trainer.memory);
-        std::vector<float> amax(blocks_touched(matrix, origin_of(view, entry.box)));
-        CHECK_FALSE(block_amax(matrix, origin_of(view, entry.box), amax).found());
+        std::vector<float> amax(blocks_touched(matrix, kFp8, origin_of(view, entry.box)));
+        CHECK_FALSE(block_amax(matrix, kFp8, origin_of(view, entry.box), amax).found());
         each_block(view, entry.box, [&](const Coordinates& block, std::size_t index) {
           trainer.own[{i, block}] = amax[index];
         });
@@ -295,7 +295,8 @@ class Execution {
   void run(TrainerRank& trainer, const TrainerScaleStep& step) {
     Bytes scales;
     each_element(step.blocks, [&](const Coordinates& block) {
-      const auto scale = std::bit_cast<std::array<std::byte, 4>>(scale_of_amax(trainer.merged.at({step.entry, block})));
+      const auto scale =
+          std::bit_cast<std::array<std::byte, 4>>(scale_of_amax(kFp8, trainer.merged.at({step.entry, block})));
       scales.insert(scales.end(), scale.begin(), scale.end());
     });
     for (const auto& target : step.targets) put(target, step.frame, step.blocks, 4, scales);
@@ -338,14 +339,14 @@ Cast cast_whole(const Weights& tensor) {
   Cast result;
   for_each_matrix(entry.box, entry.box, [&](const MatrixView& view) {
     const auto matrix = matrix_of(view, entry, memory);
-    std::vector<float> amax(has_scales(tensor.recipe) ? blocks_touched(matrix, {0, 0}) : 0);
-    if (!amax.empty()) CHECK_FALSE(block_amax(matrix, {0, 0}, amax).found());
+    std::vector<float> amax(has_scales(tensor.recipe) ? blocks_touched(matrix, kFp8, {0, 0}) : 0);
+    if (!amax.empty()) CHECK_FALSE(block_amax(matrix, kFp8, {0, 0}, amax).found());
     const auto width = view.cols * static_cast<std::int64_t>(element_bytes(tensor.recipe));
     Bytes output(static_cast<std::size_t>(view.rows * width));
     CHECK_FALSE(cast(matrix, tensor.recipe, {0, 0}, amax, output.data(), width, {}).bad.found());
     result.values.insert(result.values.end(), output.begin(), output.end());
     for (const auto value : amax) {
-      const auto scale = std::bit_cast<std::array<std::byte, 4>>(scale_of_amax(value));
+      const auto scale = std::bit_cast<std::array<std::byte, 4>>(scale_of_amax(kFp8, value));
       result.scales.insert(result.scales.end(), scale.begin(), scale.end());
     }
   });

@@ -81,7 +81,8 @@ TEST_CASE("another format, model or recipe is refused with those that are known"
   CHECK(refused("/format", "weightcast.scenario/2") == "scene.json: /format: must be \"weightcast.scenario/1\"");
   CHECK(contains(refused("/model/model_type", "gpt2"), "/model/model_type: \"gpt2\" is not supported; supported are "));
   CHECK(refused("/recipe", "fp8") ==
-        "scene.json: /recipe: \"fp8\" is no recipe; there are bf16, fp16, fp32, fp8_e4m3_128x128_fp32");
+        "scene.json: /recipe: \"fp8\" is no recipe that plans can carry; there are bf16, fp16, fp32, "
+        "fp8_e4m3_128x128_fp32, fp8_e4m3_128x128_ue8m0");
   CHECK(contains(refused(small_mixture(), "/model/decoder_sparse_step", 2), "/model/decoder_sparse_step: must be 1"));
 }
 

@@ -14,4 +14,16 @@ namespace weightcast {
 // before it unpacks keys of CUDA memory, else puts silently take the slow path. Throws Error unavailable.
 void use_primary_cuda_context(int device);
 
+// The same for a while, on a thread that belongs to the host: its own context is current again afterwards.
+class CudaContextScope {
+ public:
+  explicit CudaContextScope(int device);
+  CudaContextScope(const CudaContextScope&) = delete;
+  CudaContextScope& operator=(const CudaContextScope&) = delete;
+  ~CudaContextScope();
+};
+
+// Until everything that was submitted to the current context has ended, on all its streams. Throws Error.
+void wait_for_cuda_device();
+
 }  // namespace weightcast

@@ -40,12 +40,12 @@ bool is_zero(const std::byte* begin) {
 }
 
 void compare(const SourceMatrix& source, BlockOrigin origin, const DigestFrame& frame, float stranger) {
-  std::vector<float> expected_amax(blocks_touched(source, origin));
-  const auto bad = block_amax(source, origin, expected_amax, CastKernel::reference);
+  std::vector<float> expected_amax(blocks_touched(source, kFp8, origin));
+  const auto bad = block_amax(source, kFp8, origin, expected_amax, CastKernel::reference);
   for (const auto kernel : {CastKernel::automatic, CastKernel::avx2, CastKernel::avx512}) {
     if (!is_available(kernel)) continue;
     std::vector<float> amax(expected_amax.size());
-    const auto found = block_amax(source, origin, amax, kernel);
+    const auto found = block_amax(source, kFp8, origin, amax, kernel);
     require(found.row == bad.row && found.col == bad.col);
     if (!bad.found()) require(amax == expected_amax);
     // A peer's amax may be any bits: the codes are then wrong, but the same everywhere.

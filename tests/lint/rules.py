@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 LAYERS = {
     "transport/base/": ("transport/base/",),
     "transport/": ("transport/",),
-    "quant/": ("transport/base/", "transport/memory.h", "transport/cuda.h", "quant/"),
+    "quant/": ("transport/base/", "transport/memory.h", "transport/cuda", "quant/"),
     "schedule/": ("transport/base/", "transport/memory.h", "quant/", "schedule/"),
     "plugin/": ("transport/", "quant/", "schedule/", "plugin/"),
     "integrations/": ("plugin/weightcast.h", "integrations/"),
@@ -28,7 +28,7 @@ THIRD_PARTY = {
     "nlohmann/json_fwd.hpp": r"(schedule|plugin)/|tests/|bench/",
     "CLI/": r"plugin/.*\.cpp$|plugin/cli/|tests/|bench/",
     "lemon/": r"schedule/.*\.cpp$|tests/|bench/",
-    "cuda": r"transport/cuda|quant/.*\.cuh?$|tests/|bench/",
+    "cuda": r"transport/cuda|quant/kernels/|tests/|bench/",
     "doctest/": r"tests/",
 }
 # Headers that carry other people's headers: for the sources of their own folder and for each other.

@@ -23,13 +23,14 @@ from .abi import (
     library_version,
     set_log,
 )
-from .catalog import FP8_BLOCK, Parameter, Part, Rule, Scales, Shard, parameters_of, server_catalog, trainer_catalog
+from .catalog import FP8_BLOCK, FP8_BLOCK_UE8M0, Parameter, Part, Rule, Scales, Shard, parameters_of, server_catalog, trainer_catalog
 from .controller import Controller
 from .server import Server, State
 from .trainer import Trainer
 
 __all__ = [
     "FP8_BLOCK",
+    "FP8_BLOCK_UE8M0",
     "Aborted",
     "Controller",
     "Corrupted",

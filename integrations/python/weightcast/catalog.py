@@ -15,6 +15,8 @@ from . import memory
 
 FORMAT = "weightcast.catalog/1"
 FP8_BLOCK = "fp8_e4m3_128x128_fp32"
+FP8_BLOCK_UE8M0 = "fp8_e4m3_128x128_ue8m0"  # scales are powers of two
+_BLOCKED = (FP8_BLOCK, FP8_BLOCK_UE8M0)
 BLOCK = 128  # edge of a quantisation block, in elements
 
 Shape = tuple[int, ...]
@@ -129,12 +131,12 @@ def _stack(rule: Rule, name: str, tensors: Sequence[str], manifest: Manifest, ra
         except ValueError as error:
             raise ValueError(f"tensor {tensor!r} for parameter {name!r}: {error}") from None
         columns = (0,) * (len(shape) - 1)
-        scales_at = (scale_rows, *columns) if rule.recipe == FP8_BLOCK else None
+        scales_at = (scale_rows, *columns) if rule.recipe in _BLOCKED else None
         parts.append(Part(tensor, shape, offset, extent, (rows, *columns), scales_at))
         rows += extent[0]
         scale_rows += _blocks(extent)[0]  # a ragged last block takes a row of scales of its own
     rest = parts[0].extent[1:]
-    scales = Scales(f"{name}_scale_inv", (scale_rows, *_blocks(rest))) if rule.recipe == FP8_BLOCK else None
+    scales = Scales(f"{name}_scale_inv", (scale_rows, *_blocks(rest))) if rule.recipe in _BLOCKED else None
     return Parameter(name, (rows, *rest), rule.recipe, tuple(parts), scales)
 
 

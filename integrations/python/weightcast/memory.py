@@ -21,6 +21,7 @@ DTYPES_OF_RECIPE = {
     "fp16": {"fp16"},
     "fp32": {"fp32"},
     "fp8_e4m3_128x128_fp32": {"fp8_e4m3"},
+    "fp8_e4m3_128x128_ue8m0": {"fp8_e4m3"},
 }
 
 

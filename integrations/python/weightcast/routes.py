@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 
-ELEMENT_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp8_e4m3_128x128_fp32": 1}
+ELEMENT_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp8_e4m3_128x128_fp32": 1, "fp8_e4m3_128x128_ue8m0": 1}
 MOST_RIBBONS = 12  # ranks on a side; more are drawn as a heat map
 GAP = 0.03  # between neighbours on a side, of the whole height
 BAR = 0.035

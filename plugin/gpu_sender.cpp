@@ -1,0 +1,404 @@
+#include "plugin/gpu_sender.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <thread>
+#include <utility>
+
+#include "plugin/block_grid.h"
+#include "plugin/extent.h"
+#include "transport/cuda.h"
+
+namespace weightcast {
+namespace {
+
+constexpr std::size_t kMostSlots = 3;
+constexpr std::uint64_t kAlignment = 256;  // of a matrix in its slot: the kernels' fast path wants 16
+
+std::uint64_t aligned(std::uint64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+int device_of(const Catalog& catalog) {
+  const Region& first = catalog.regions.front();
+  return check_cuda_memory({reinterpret_cast<std::byte*>(first.address), first.bytes, MemoryKind::cuda});
+}
+
+// Makes the device's context current before members that need it are made.
+int enter(int device) {
+  use_primary_cuda_context(device);
+  return device;
+}
+
+std::size_t slots_for(const Config& config) {
+  return config.performance.scratch_bytes / kMostSlots >= config.performance.chunk_bytes + kAlignment ? kMostSlots : 2;
+}
+
+}  // namespace
+
+bool GpuSender::serves(const Catalog& catalog) {
+  const auto is_cuda = [](const Region& region) { return region.kind == MemoryKind::cuda; };
+  if (std::none_of(catalog.regions.begin(), catalog.regions.end(), is_cuda)) return false;
+  for (const Region& region : catalog.regions) {
+    if (!is_cuda(region)) {
+      throw Error(
+          Code::invalid_argument,
+          fmt::format("{}: region '{}' is host memory and others are CUDA memory: a trainer's shards are in one "
+                      "kind of memory; give them to two ranks",
+                      name_of(catalog), region.name));
+    }
+    const int device = check_cuda_memory({reinterpret_cast<std::byte*>(region.address), region.bytes, region.kind});
+    if (device != device_of(catalog)) {
+      throw Error(Code::invalid_argument, fmt::format("{}: region '{}' is on CUDA device {}, others are on device {}",
+                                                      name_of(catalog), region.name, device, device_of(catalog)));
+    }
+  }
+  return true;
+}
+
+GpuSender::GpuSender(Pipeline& pipeline)
+    : pipeline_(pipeline),
+      device_(enter(device_of(pipeline.catalog_))),
+      ring_(slots_for(pipeline.config_)),
+      scratch_(aligned(pipeline.config_.performance.scratch_bytes)),
+      slot_bytes_(scratch_.bytes() / ring_.slots() / kAlignment * kAlignment),
+      puts_(ring_.slots()) {
+  if (!has_gpu_kernels()) {
+    throw Error(Code::unavailable,
+                fmt::format("{}: shards in CUDA memory need a build with nvcc", name_of(pipeline.catalog_)));
+  }
+  scratch_region_ = pipeline_.fabric_.register_memory({scratch_.get(), scratch_.bytes(), MemoryKind::cuda});
+}
+
+GpuSender::~GpuSender() {
+  pipeline_.fabric_.release(scratch_region_);
+  if (scales_region_) pipeline_.fabric_.release(*scales_region_);
+}
+
+// ---- what is laid out once ----
+
+void GpuSender::adopt() {
+  const CudaContextScope current(device_);
+  batches_.clear();
+  lay_out_grids();
+  lay_out_batches(0, pipeline_.first_straddling_);
+  first_straddling_ = batches_.size();
+  lay_out_batches(pipeline_.first_straddling_, pipeline_.chunks_.size());
+  std::size_t most = 1;
+  for (const Batch& batch : batches_) most = std::max(most, batch.parts.size());
+  findings_.clear();
+  for (std::size_t slot = 0; slot < ring_.slots(); ++slot) {
+    findings_.push_back(std::make_unique<GpuFindings>(static_cast<std::uint32_t>(most)));
+  }
+  lay_out_scales();
+  lay_out_measuring();
+}
+
+void GpuSender::lay_out_grids() {
+  grids_.clear();
+  std::uint64_t blocks = 0;
+  for (const auto& [entry, grid] : pipeline_.grids_) {
+    grids_[entry] = blocks;
+    blocks += static_cast<std::uint64_t>(elements(grid.blocks));
+  }
+  if (scales_region_) pipeline_.fabric_.release(*scales_region_);
+  scales_region_.reset();
+  scales_ = DeviceBuffer(blocks * sizeof(float));
+  foreign_ = DeviceBuffer(blocks * sizeof(float));
+  foreign_host_ = PinnedBuffer(blocks * sizeof(float));
+  if (blocks == 0) return;
+  scales_region_ = pipeline_.fabric_.register_memory({scales_.get(), scales_.bytes(), MemoryKind::cuda});
+}
+
+// Chunks in their order, as many to a batch as a slot holds; a batch is all of one recipe.
+void GpuSender::lay_out_batches(std::size_t first_chunk, std::size_t end_chunk) {
+  const std::size_t first_batch = batches_.size();
+  Batch batch;
+  std::uint64_t filled = 0;
+  bool as_it_is = false;
+  Recipe recipe = Recipe::bf16;
+  const auto finish = [&] {
+    if (batch.parts.empty()) return;
+    finish_batch(std::exchange(batch, Batch{}), as_it_is, recipe, (batches_.size() - first_batch) % ring_.slots());
+    filled = 0;
+  };
+  for (std::size_t chunk = first_chunk; chunk < end_chunk; ++chunk) {
+    const Pipeline::StepJob& job = pipeline_.jobs_[pipeline_.chunks_[chunk].job];
+    const TrainerStep& step = pipeline_.table_.steps[job.step];
+    std::vector<Part> parts;
+    std::uint64_t bytes = 0;
+    for_each_matrix(pipeline_.chunks_[chunk].box, step.frame, [&](const MatrixView& view) {
+      parts.push_back({chunk, view, bytes, false});
+      bytes += aligned(static_cast<std::uint64_t>(view.rows * view.cols) * job.element_bytes);
+    });
+    parts.back().ends_chunk = true;
+    if (!job.as_it_is && bytes > slot_bytes_) {
+      throw Error(
+          Code::invalid_argument,
+          fmt::format("{}: performance.scratch_bytes = {} makes {} slots of {} bytes, and a chunk of '{}' needs "
+                      "{}: set it to {} or more",
+                      name_of(pipeline_.catalog_), pipeline_.config_.performance.scratch_bytes, ring_.slots(),
+                      slot_bytes_, pipeline_.catalog_.entries[step.entry].tensor, bytes, bytes * ring_.slots()));
+    }
+    if (job.as_it_is != as_it_is || step.recipe != recipe || filled + bytes > slot_bytes_) finish();
+    as_it_is = job.as_it_is;
+    recipe = step.recipe;
+    for (Part& part : parts) {
+      part.offset += filled;
+      batch.parts.push_back(part);
+    }
+    filled += bytes;
+  }
+  finish();
+}
+
+void GpuSender::finish_batch(Batch batch, bool as_it_is, Recipe recipe, std::size_t slot) {
+  std::vector<GpuCastJob> casts;
+  std::vector<GpuDigestJob> digests;
+  for (const Part& part : batch.parts) {
+    const auto number = static_cast<std::uint32_t>(as_it_is ? digests.size() : casts.size());
+    const GpuCastJob job = cast_job(part, slot, number);
+    if (!as_it_is) {
+      casts.push_back(job);
+      continue;
+    }
+    const auto row_bytes = 2 * static_cast<std::uint64_t>(job.source.cols);
+    digests.push_back({job.source.data, static_cast<std::uint64_t>(job.source.rows), row_bytes,
+                       2 * job.source.row_stride, job.frame, number, true});
+  }
+  if (as_it_is) {
+    batch.digest.emplace(digests);
+  } else {
+    batch.cast.emplace(recipe, casts);
+  }
+  batches_.push_back(std::move(batch));
+}
+
+GpuCastJob GpuSender::cast_job(const Part& part, std::size_t slot, std::uint32_t number) const {
+  const Pipeline::StepJob& job = pipeline_.jobs_[pipeline_.chunks_[part.chunk].job];
+  const TrainerStep& step = pipeline_.table_.steps[job.step];
+  GpuCastJob cast;
+  cast.source = pipeline_.source_of(step.entry, part.view);
+  cast.origin = block_origin(part.view, step.box.axes);
+  cast.output = scratch_.get() + slot * slot_bytes_ + part.offset;
+  cast.output_row_bytes = static_cast<std::int64_t>(job.element_bytes) * part.view.cols;
+  cast.frame = digest_frame(job.digest_key, step.frame, part.view, job.element_bytes);
+  cast.digest_slot = number;
+  if (!has_scales(step.recipe)) return cast;
+  const Box& grid = pipeline_.grids_.at(step.entry).blocks;
+  const std::uint64_t first =
+      grids_.at(step.entry) + index_in(grid, blocks_touched_by(part.view, step.box.axes).offset);
+  const std::int64_t across = grid.extent[static_cast<std::size_t>(grid.axes - 1)];
+  cast.scales = scales_.get() + first * sizeof(float);
+  cast.scale_row_stride = across;
+  if (step.needs_amax) cast.amax = reinterpret_cast<float*>(foreign_.get()) + first;
+  cast.amax_row_stride = across;
+  return cast;
+}
+
+void GpuSender::lay_out_scales() {
+  scale_parts_.clear();
+  std::vector<GpuDigestJob> digests;
+  for (std::size_t index = 0; index < pipeline_.scale_jobs_.size(); ++index) {
+    const Pipeline::ScaleJob& job = pipeline_.scale_jobs_[index];
+    const TrainerScaleStep& step = pipeline_.table_.scale_steps[job.step];
+    const Box& grid = pipeline_.grids_.at(step.entry).blocks;
+    const auto pitch = static_cast<std::int64_t>(sizeof(float)) * grid.extent[static_cast<std::size_t>(grid.axes - 1)];
+    for_each_matrix(step.blocks, step.frame, [&](const MatrixView& view) {
+      const std::uint64_t offset = (grids_.at(step.entry) + index_in(grid, view.origin)) * sizeof(float);
+      scale_parts_.push_back({index, view, offset, pitch, false});
+      digests.push_back({scales_.get() + offset, static_cast<std::uint64_t>(view.rows),
+                         static_cast<std::uint64_t>(view.cols) * sizeof(float), pitch,
+                         digest_frame(job.digest_key, step.frame, view, sizeof(float)),
+                         static_cast<std::uint32_t>(digests.size()), false});
+    });
+    scale_parts_.back().ends_job = true;
+  }
+  scale_digest_.emplace(digests);
+  scale_findings_ = std::make_unique<GpuFindings>(static_cast<std::uint32_t>(digests.size()));
+}
+
+// The maxima of all outgoing exchanges, one behind the other, as their messages hold them.
+void GpuSender::lay_out_measuring() {
+  std::uint64_t values = 0;
+  for (const Pipeline::Outgoing& out : pipeline_.outgoing_) values += out.values;
+  maxima_ = DeviceBuffer(values * sizeof(float));
+  maxima_host_ = PinnedBuffer(values * sizeof(float));
+  measured_.clear();
+  std::vector<GpuCastJob> jobs;
+  auto* next = reinterpret_cast<float*>(maxima_.get());
+  for (const AmaxMessage& exchange : pipeline_.table_.amax_out) {
+    for (const AmaxPart& run : exchange.parts) {
+      const Entry& entry = pipeline_.catalog_.entries[run.from_entry];
+      for_each_matrix(pipeline_.shared_elements(run), entry.box, [&](const MatrixView& view) {
+        GpuCastJob job;
+        job.source = pipeline_.source_of(run.from_entry, view);
+        job.origin = block_origin(view, entry.box.axes);
+        job.amax = next;
+        const Box blocks = blocks_touched_by(view, entry.box.axes);
+        job.amax_row_stride = blocks.extent[static_cast<std::size_t>(blocks.axes - 1)];
+        next += elements(blocks);
+        jobs.push_back(job);
+        measured_.push_back({run.from_entry, view});
+      });
+    }
+  }
+  measuring_.emplace(Recipe::fp8_e4m3_128x128_fp32, jobs);
+  measured_findings_ = std::make_unique<GpuFindings>(1);
+}
+
+// ---- one version ----
+
+void GpuSender::send() {
+  try {
+    const CudaContextScope current(device_);
+    scale_puts_.reset();
+    for (Tally& puts : puts_) puts.reset();
+    send_amax();
+    run(0, first_straddling_);
+    if (first_straddling_ < batches_.size() && !pipeline_.stopped()) {
+      pipeline_.receive_amax();
+      upload_foreign();
+      run(first_straddling_, batches_.size());
+    }
+    if (!pipeline_.stopped()) send_scales();
+  } catch (const Error& error) {
+    pipeline_.fail(Status(error.code(), fmt::format("{}, version {}: {}", name_of(pipeline_.catalog_),
+                                                    pipeline_.version_, error.what())));
+  }
+}
+
+void GpuSender::run(std::size_t first, std::size_t end) {
+  first_of_run_ = first;
+  const Status status = ring_.run(end - first, *this, pipeline_.deadline_);
+  if (!status.ok()) {
+    pipeline_.fail(Status(status.code(), fmt::format("{}, version {}: {}", name_of(pipeline_.catalog_),
+                                                     pipeline_.version_, status.message())));
+  }
+}
+
+bool GpuSender::is_free(std::size_t slot) {
+  if (puts_[slot].outstanding() != 0) return false;
+  const Status status = puts_[slot].failed() ? puts_[slot].first_failure() : Status();
+  if (status.code() == Code::refused) pipeline_.fail(status);  // the lease; lost connections show at the signal
+  puts_[slot].reset();
+  return true;
+}
+
+void GpuSender::enqueue(std::size_t batch, std::size_t slot, const CudaStream& stream) {
+  const Batch& work = batches_[first_of_run_ + batch];
+  GpuFindings& findings = *findings_[slot];
+  findings.clear(stream);
+  if (work.cast) work.cast->launch(stream, pipeline_.version_, findings);
+  if (work.digest) work.digest->launch(stream, pipeline_.version_, findings);
+  findings.fetch(stream);
+}
+
+void GpuSender::deliver(std::size_t batch, std::size_t slot) {
+  const Batch& work = batches_[first_of_run_ + batch];
+  const GpuFindings& findings = *findings_[slot];
+  const auto job_of = [&](const Part& part) -> const Pipeline::StepJob& {
+    return pipeline_.jobs_[pipeline_.chunks_[part.chunk].job];
+  };
+  if (findings.found_bad()) {
+    const Part& part = work.parts[findings.bad_job()];
+    pipeline_.fail_bad_value(pipeline_.table_.steps[job_of(part).step], part.view,
+                             findings.bad_value(part.view.cols));
+    return;
+  }
+  for (std::size_t index = 0; index < work.parts.size() && !pipeline_.stopped(); ++index) {
+    const Part& part = work.parts[index];
+    const Pipeline::StepJob& job = job_of(part);
+    const TrainerStep& step = pipeline_.table_.steps[job.step];
+    const auto pitch = static_cast<std::int64_t>(job.element_bytes) * part.view.cols;
+    pipeline_.count(job.targets, static_cast<std::uint64_t>(pitch * part.view.rows),
+                    findings.digest(static_cast<std::uint32_t>(index)));
+    if (job.as_it_is) {
+      const Entry& entry = pipeline_.catalog_.entries[step.entry];
+      pipeline_.put_matrix(job.targets, step.frame, part.view, job.element_bytes,
+                           pipeline_.source_regions_[entry.region], byte_at(entry, part.view.origin),
+                           row_stride(entry.strides_bytes, entry.box.axes), puts_[slot]);
+    } else {
+      pipeline_.put_matrix(job.targets, step.frame, part.view, job.element_bytes, scratch_region_,
+                           slot * slot_bytes_ + part.offset, pitch, puts_[slot]);
+    }
+    if (part.ends_chunk && !pipeline_.stopped()) pipeline_.signal_complete(job.targets);
+  }
+}
+
+bool GpuSender::has_to_stop() { return pipeline_.stopped(); }
+
+void GpuSender::send_amax() {
+  if (measured_.empty()) return;
+  fill_async(maxima_.get(), std::byte{0}, maxima_.bytes(), stream_);
+  measured_findings_->clear(stream_);
+  measuring_->measure(stream_, *measured_findings_);
+  measured_findings_->fetch(stream_);
+  copy_async(maxima_host_.get(), maxima_.get(), maxima_.bytes(), stream_);
+  if (!await_stream()) return;
+  if (measured_findings_->found_bad()) {
+    const Measured& bad = measured_[measured_findings_->bad_job()];
+    TrainerStep step;
+    step.entry = bad.entry;
+    step.box = pipeline_.catalog_.entries[bad.entry].box;
+    step.recipe = Recipe::fp8_e4m3_128x128_fp32;
+    pipeline_.fail_bad_value(step, bad.view, measured_findings_->bad_value(bad.view.cols));
+    return;
+  }
+  const std::byte* next = maxima_host_.get();
+  for (std::size_t index = 0; index < pipeline_.outgoing_.size() && !pipeline_.stopped(); ++index) {
+    Pipeline::Outgoing& out = pipeline_.outgoing_[index];
+    const AmaxMessage& exchange = pipeline_.table_.amax_out[index];
+    encode_amax_header(out.message, pipeline_.token_, exchange.from, exchange.to);
+    std::memcpy(out.message.data() + kAmaxHeaderBytes, next, out.values * sizeof(float));
+    next += out.values * sizeof(float);
+    const Status sent = pipeline_.fabric_.send(out.peer, out.message, &pipeline_.amax_sent_, pipeline_.deadline_);
+    if (!sent.ok()) pipeline_.fail(sent);
+  }
+}
+
+void GpuSender::upload_foreign() {
+  for (const auto& [entry, grid] : pipeline_.grids_) {
+    std::memcpy(foreign_host_.get() + grids_.at(entry) * sizeof(float), grid.foreign.data(),
+                grid.foreign.size() * sizeof(float));
+  }
+  copy_async(foreign_.get(), foreign_host_.get(), foreign_.bytes(), stream_);
+  (void)await_stream();
+}
+
+void GpuSender::send_scales() {
+  if (scale_parts_.empty()) return;
+  scale_findings_->clear(stream_);
+  scale_digest_->launch(stream_, pipeline_.version_, *scale_findings_);
+  scale_findings_->fetch(stream_);
+  if (!await_stream()) return;
+  for (std::size_t index = 0; index < scale_parts_.size() && !pipeline_.stopped(); ++index) {
+    const ScalePart& part = scale_parts_[index];
+    const Pipeline::ScaleJob& job = pipeline_.scale_jobs_[part.job];
+    const TrainerScaleStep& step = pipeline_.table_.scale_steps[job.step];
+    pipeline_.count(job.targets, static_cast<std::uint64_t>(part.view.rows * part.view.cols) * sizeof(float),
+                    scale_findings_->digest(static_cast<std::uint32_t>(index)));
+    pipeline_.put_matrix(job.targets, step.frame, part.view, sizeof(float), *scales_region_, part.offset, part.pitch,
+                         scale_puts_);
+    if (part.ends_job && !pipeline_.stopped()) pipeline_.signal_complete(job.targets);
+  }
+}
+
+bool GpuSender::await_stream() {
+  event_.record(stream_);
+  for (bool is_done = false; !is_done; std::this_thread::yield()) {
+    throw_if_failed(event_.query(is_done));
+    if (!is_done && pipeline_.deadline_.passed()) {
+      throw Error(Code::timed_out, "the GPU did not end its work in time");
+    }
+  }
+  return !pipeline_.stopped();
+}
+
+std::uint64_t GpuSender::flying() const {
+  std::uint64_t count = scale_puts_.outstanding();
+  for (const Tally& puts : puts_) count += puts.outstanding();
+  return count;
+}
+
+}  // namespace weightcast

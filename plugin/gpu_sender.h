@@ -1,0 +1,108 @@
+// The sender's work where the shards are in the memory of a GPU: the same chunks, casts and digests as on the host, in
+// batches of many chunks, each one launch, through a ring of slots of device memory.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "plugin/gpu_ring.h"
+#include "plugin/pipeline.h"
+#include "quant/gpu.h"
+
+namespace weightcast {
+
+// A part of Pipeline, which owns it. Nothing is allocated by send().
+class GpuSender final : private GpuRing::Work {
+ public:
+  // Whether the catalog's regions are CUDA memory. Throws Error: invalid_argument when they are not all of one device.
+  [[nodiscard]] static bool serves(const Catalog& catalog);
+
+  // Takes performance.scratch_bytes of device memory. Throws Error.
+  explicit GpuSender(Pipeline& pipeline);
+  ~GpuSender() override;
+
+  // Lays out the batches of the pipeline's chunks. Throws Error.
+  void adopt();
+  // Casts and puts everything of one move(), and submits the signals that become complete.
+  void send();
+  [[nodiscard]] std::uint64_t flying() const;
+
+ private:
+  // One matrix of a chunk.
+  struct Part {
+    std::size_t chunk = 0;
+    MatrixView view;
+    std::uint64_t offset = 0;  // of its bytes in the slot
+    bool ends_chunk = false;
+  };
+  struct Batch {
+    std::vector<Part> parts;
+    std::optional<GpuCast> cast;      // or
+    std::optional<GpuDigest> digest;  // of what is put from where it stands
+  };
+  struct ScalePart {
+    std::size_t job = 0;  // of the pipeline's scale jobs
+    MatrixView view;
+    std::uint64_t offset = 0;  // bytes in scales_
+    std::int64_t pitch = 0;    // bytes
+    bool ends_job = false;
+  };
+  // A matrix whose maxima go to another trainer.
+  struct Measured {
+    std::uint32_t entry = 0;
+    MatrixView view;
+  };
+
+  [[nodiscard]] bool is_free(std::size_t slot) override;
+  void enqueue(std::size_t batch, std::size_t slot, const CudaStream& stream) override;
+  void deliver(std::size_t batch, std::size_t slot) override;
+  [[nodiscard]] bool has_to_stop() override;
+
+  void lay_out_grids();
+  void lay_out_batches(std::size_t first_chunk, std::size_t end_chunk);
+  void finish_batch(Batch batch, bool as_it_is, Recipe recipe, std::size_t slot);
+  [[nodiscard]] GpuCastJob cast_job(const Part& part, std::size_t slot, std::uint32_t number) const;
+  void lay_out_scales();
+  void lay_out_measuring();
+  void run(std::size_t first, std::size_t end);
+  void send_amax();
+  void send_scales();
+  void upload_foreign();
+  // Until everything on the stream is done; false when the update has to stop meanwhile.
+  [[nodiscard]] bool await_stream();
+
+  Pipeline& pipeline_;
+  const int device_;
+  GpuRing ring_;
+  CudaStream stream_;  // of what does not go through the ring
+  CudaEvent event_;
+  DeviceBuffer scratch_;
+  RegionId scratch_region_ = 0;
+  std::uint64_t slot_bytes_ = 0;
+  std::vector<Tally> puts_;  // by slot
+  Tally scale_puts_;
+
+  // ---- set by adopt() ----
+  std::vector<Batch> batches_;
+  std::size_t first_straddling_ = 0;  // batch
+  std::size_t first_of_run_ = 0;
+  std::vector<std::unique_ptr<GpuFindings>> findings_;  // by slot
+  std::map<std::uint32_t, std::uint64_t> grids_;        // by entry: where its blocks begin in scales_ and foreign_
+  DeviceBuffer scales_;                                 // FP32, of all grids
+  std::optional<RegionId> scales_region_;
+  DeviceBuffer foreign_;  // amax of other trainers, of all grids
+  PinnedBuffer foreign_host_;
+  std::vector<ScalePart> scale_parts_;
+  std::optional<GpuDigest> scale_digest_;
+  std::unique_ptr<GpuFindings> scale_findings_;
+  std::vector<Measured> measured_;
+  std::optional<GpuCast> measuring_;
+  DeviceBuffer maxima_;
+  PinnedBuffer maxima_host_;
+  std::unique_ptr<GpuFindings> measured_findings_;
+};
+
+}  // namespace weightcast

@@ -1,0 +1,134 @@
+// The kernels by name, as quant/gpu*.cpp launches them. Compiled to one image for several architectures; no host code.
+#include "quant/kernels/cast.cuh"
+#include "quant/kernels/digest.cuh"
+
+using namespace weightcast;
+using namespace weightcast::gpu;
+
+namespace {
+
+constexpr int kTilesOfBlock = 4;  // of the capped kernels: as many as a multiprocessor holds, so one block takes it all
+
+// A table streams through: a line of it is in the L2 before the block whose turn it is asks for it.
+template <class Row>
+__device__ void prefetch_ahead(const Row* table, std::uint32_t count) {
+  constexpr std::uint32_t kAhead = 2048;  // a few times what runs at once
+  if (threadIdx.x == 0 && blockIdx.x + kAhead < count) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(table + blockIdx.x + kAhead));
+  }
+}
+
+template <class Source, bool kDigest>
+__device__ void cast_all(const CastMatrix* matrices, const FastTile* tiles, std::uint32_t count, Recipe recipe,
+                         std::uint64_t version, Findings findings) {
+  __shared__ Exchange exchange;
+  const FastTile tile = tiles[blockIdx.x];
+  prefetch_ahead(tiles, count);
+  const Group group{static_cast<int>(threadIdx.x), 1, &exchange, 0};
+  cast_tile<Source, kDigest>(matrices, tile, recipe, group, version, findings);
+}
+
+template <class Source, bool kDigest>
+__device__ void cast_capped(const CastMatrix* matrices, const FastTile* tiles, std::uint32_t count, Recipe recipe,
+                            std::uint64_t version, Findings findings) {
+  __shared__ Exchange exchange[kTilesOfBlock];
+  const int quarter = static_cast<int>(threadIdx.x) / kTileThreads;
+  Group group{static_cast<int>(threadIdx.x) % kTileThreads, quarter + 1, exchange + quarter, 0};
+  for (std::uint32_t at = blockIdx.x * kTilesOfBlock + quarter; at < count; at += gridDim.x * kTilesOfBlock) {
+    cast_tile<Source, kDigest>(matrices, tiles[at], recipe, group, version, findings);
+    ++group.turn;
+  }
+}
+
+}  // namespace
+
+#define WEIGHTCAST_CAST(name, Source, kDigest)                                                             \
+  extern "C" __global__ void __launch_bounds__(kTileThreads, 4)                                            \
+      name(const CastMatrix* matrices, const FastTile* tiles, std::uint32_t count, Recipe recipe,          \
+           std::uint64_t version, Findings findings) {                                                     \
+    cast_all<Source, kDigest>(matrices, tiles, count, recipe, version, findings);                          \
+  }                                                                                                        \
+  extern "C" __global__ void __launch_bounds__(kTilesOfBlock* kTileThreads, 1)                             \
+      name##_capped(const CastMatrix* matrices, const FastTile* tiles, std::uint32_t count, Recipe recipe, \
+                    std::uint64_t version, Findings findings) {                                            \
+    cast_capped<Source, kDigest>(matrices, tiles, count, recipe, version, findings);                       \
+  }
+WEIGHTCAST_CAST(cast_bf16, Bf16, false)
+WEIGHTCAST_CAST(cast_bf16_digest, Bf16, true)
+WEIGHTCAST_CAST(cast_fp32_digest, Fp32, true)
+#undef WEIGHTCAST_CAST
+
+extern "C" __global__ void __launch_bounds__(kTileThreads)
+    cast_any(const CastMatrix* matrices, const Tile* tiles, Findings findings) {
+  __shared__ Exchange exchange;
+  const Tile tile = tiles[blockIdx.x];
+  const CastMatrix& m = matrices[tile.matrix];
+  if (m.recipe == Recipe::bf16 || m.recipe == Recipe::fp16 || m.recipe == Recipe::fp32) {
+    convert_tile(m, tile, static_cast<int>(threadIdx.x), findings);
+  } else {
+    cast_tile_any(matrices, tile, {static_cast<int>(threadIdx.x), 1, &exchange, 0}, findings);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(kTileThreads)
+    measure(const CastMatrix* matrices, const Tile* tiles, Findings findings) {
+  __shared__ Exchange exchange;
+  const Tile tile = tiles[blockIdx.x];
+  measure_tile(matrices[tile.matrix], tile, {static_cast<int>(threadIdx.x), 1, &exchange, 0}, findings);
+}
+
+extern "C" __global__ void __launch_bounds__(kDigestThreads)
+    digest(const DigestPart* parts, std::uint64_t version, Findings findings) {
+  digest_part(parts[blockIdx.x], version, findings);
+}
+
+extern "C" __global__ void __launch_bounds__(kTileThreads) copy(const CopyTile* tiles, std::uint32_t count) {
+  constexpr int kLoads = kCopyTileBytes / (16 * kTileThreads);
+  const CopyTile tile = tiles[blockIdx.x];
+  prefetch_ahead(tiles, count);
+  const unsigned char* const from = tile.from;
+  unsigned char* const to = tile.to;
+  const std::uint64_t bytes = tile.bytes;
+  const bool is_aligned = (reinterpret_cast<std::uintptr_t>(from) | reinterpret_cast<std::uintptr_t>(to)) % 16 == 0;
+  if (is_aligned && bytes == kCopyTileBytes) {
+    uint4 v[kLoads];
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) v[i] = load_now(from + (threadIdx.x + i * kTileThreads) * 16);
+    __syncthreads();  // the memory likes long reads and long writes better than both mixed
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) reinterpret_cast<uint4*>(to)[threadIdx.x + i * kTileThreads] = v[i];
+    return;
+  }
+  const std::uint64_t wide = is_aligned ? bytes / 16 * 16 : 0;
+  for (std::uint64_t at = threadIdx.x * 16; at < wide; at += kTileThreads * 16) {
+    *reinterpret_cast<uint4*>(to + at) = load_wide(from + at);
+  }
+  for (std::uint64_t at = wide + threadIdx.x; at < bytes; at += kTileThreads) to[at] = from[at];
+}
+
+extern "C" __global__ void __launch_bounds__(kTileThreads) read_only(const unsigned char* memory, std::uint64_t bytes) {
+  constexpr int kLoads = 8;
+  const std::uint64_t first = blockIdx.x * kDigestPartBytes;
+  const std::uint64_t end = min(bytes, first + kDigestPartBytes);
+  unsigned all = 0;
+  for (std::uint64_t at = first + threadIdx.x * 16; at < end; at += kLoads * kTileThreads * 16) {
+    uint4 v[kLoads];
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      const std::uint64_t place = at + i * kTileThreads * 16;
+      v[i] = place < end ? load_wide(memory + place) : uint4{};
+    }
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) all |= v[i].x ^ v[i].y ^ v[i].z ^ v[i].w;
+  }
+  if (all == 0x12345678) __nanosleep(1);  // so that the loads are made
+}
+
+extern "C" __global__ void spin(std::uint64_t nanoseconds) {
+  const auto now = [] {
+    std::uint64_t time;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(time));
+    return time;
+  };
+  for (const std::uint64_t start = now(); now() - start < nanoseconds;) __nanosleep(100);
+}
