@@ -30,7 +30,7 @@ class Simulation {
         endpoints_(endpoints),
         options_(options),
         servers_(endpoints.size() - work.trainers.size()),
-        window_(std::max<uint64_t>(2, options.window * work.chunk_bytes / work.grain_bytes)),
+        window_(std::max(std::min<uint64_t>(options.window, 2), options.window * work.chunk_bytes / work.grain_bytes)),
         scratch_bytes_(std::max(options.scratch_bytes, 4 * work.grain_bytes)),
         trainers_(work.trainers.size()),
         links_(endpoints.size()),
