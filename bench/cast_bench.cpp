@@ -16,8 +16,8 @@
 
 #include "bench/gpu_rounds.h"
 #include "bench/gpu_weights.h"
-#include "transport/base/report_file.h"
 #include "quant/gpu.h"
+#include "transport/base/report_file.h"
 #include "transport/cuda.h"
 
 using namespace weightcast;

@@ -9,8 +9,8 @@
 #include <exception>
 
 #include "bench/gpu_rounds.h"
-#include "transport/base/report_file.h"
 #include "quant/gpu.h"
+#include "transport/base/report_file.h"
 #include "transport/base/units.h"
 #include "transport/cuda.h"
 

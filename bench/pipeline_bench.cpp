@@ -13,8 +13,8 @@
 #include "bench/gpu_receiver.h"
 #include "bench/gpu_rounds.h"
 #include "bench/gpu_weights.h"
-#include "transport/base/report_file.h"
 #include "plugin/gpu_ring.h"
+#include "transport/base/report_file.h"
 
 using namespace weightcast;
 

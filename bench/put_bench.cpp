@@ -7,8 +7,8 @@
 #include <exception>
 
 #include "bench/gpu_receiver.h"
-#include "transport/base/report_file.h"
 #include "bench/spread.h"
+#include "transport/base/report_file.h"
 
 using namespace weightcast;
 

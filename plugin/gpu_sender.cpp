@@ -302,8 +302,7 @@ void GpuSender::deliver(std::size_t batch, std::size_t slot) {
   };
   if (findings.found_bad()) {
     const Part& part = work.parts[findings.bad_job()];
-    pipeline_.fail_bad_value(pipeline_.table_.steps[job_of(part).step], part.view,
-                             findings.bad_value(part.view.cols));
+    pipeline_.fail_bad_value(pipeline_.table_.steps[job_of(part).step], part.view, findings.bad_value(part.view.cols));
     return;
   }
   for (std::size_t index = 0; index < work.parts.size() && !pipeline_.stopped(); ++index) {
