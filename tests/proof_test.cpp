@@ -84,8 +84,9 @@ TEST_CASE("a destination that does not take what is sent is named") {
                   "but entry 0 of server 1") != std::string::npos);
   CHECK(violation([](World& w) { w.plan.steps[0].destinations[0].server = 7; }).find("there are 2 servers") !=
         std::string::npos);
-  CHECK(violation([](World& w) { w.plan.steps[0].destinations[0].column = 3; }).find("is for tensor 0 of column 3, which does not exist") !=
-        std::string::npos);
+  CHECK(violation([](World& w) {
+          w.plan.steps[0].destinations[0].column = 3;
+        }).find("is for tensor 0 of column 3, which does not exist") != std::string::npos);
   CHECK(violation([](World& w) {
           w.plan.steps[0].destinations[0].relay = 1;
         }).find("relayed routes are not supported") != std::string::npos);

@@ -7,8 +7,8 @@
 //
 // Threads: one progress thread per fabric makes every call into UCX. All functions here may be called from any
 // thread; they submit to that thread through a bounded queue, but for puts into memory that is mapped into this process
-// (what a peer on this host allocated): these the caller stores itself, and they are complete on return. The listener is called on the progress thread and
-// must not block.
+// (what a peer on this host allocated): these the caller stores itself, and they are complete on return. The listener
+// is called on the progress thread and must not block.
 //
 // Errors: set-up functions throw Error; put() and signal() report through their Tally.
 #pragma once

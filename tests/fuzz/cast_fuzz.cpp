@@ -11,6 +11,7 @@ namespace {
 
 using namespace weightcast;
 
+constexpr Recipe kFp8 = Recipe::fp8_e4m3_128x128_fp32;
 constexpr std::size_t kHeaderBytes = 12;
 constexpr std::size_t kFringe = 64;  // bytes around an output that no kernel may touch
 
@@ -50,7 +51,7 @@ void compare(const SourceMatrix& source, BlockOrigin origin, const DigestFrame& 
     if (!bad.found()) require(amax == expected_amax);
     // A peer's amax may be any bits: the codes are then wrong, but the same everywhere.
     if (source.rows % 2 == 0) std::fill(amax.begin(), amax.end(), stranger);
-    for (const auto recipe : {Recipe::bf16, Recipe::fp8_e4m3_128x128_fp32}) {
+    for (const auto recipe : {Recipe::bf16, kFp8}) {
       const auto expected = write(source, recipe, origin, amax, frame, CastKernel::reference);
       const auto written = write(source, recipe, origin, amax, frame, kernel);
       require(same(written.result, expected.result));

@@ -51,8 +51,8 @@ class Peer {
   [[nodiscard]] std::size_t offered() const noexcept { return offered_; }
   [[nodiscard]] bool is_probe_slot(std::size_t target) const noexcept { return target == 0 || target > offered_; }
 
-  // Any thread: stores into a region of the peer that is mapped into this process. False: it is not, or the lease has run
-  // out, or the peer is being closed; nothing was stored then, and a submission says why.
+  // Any thread: stores into a region of the peer that is mapped into this process. False: it is not, or the lease has
+  // run out, or the peer is being closed; nothing was stored then, and a submission says why.
   [[nodiscard]] bool store(std::uint32_t target, std::uint64_t offset, const std::byte* from, std::uint64_t bytes);
   // Posts what waits, as far as the window lets it. True if it posted something.
   bool pump();
@@ -114,9 +114,9 @@ class Peer {
   SubmissionQueue queue_;
   ucp_ep_h endpoint_ = nullptr;
   std::vector<UcxRkey> rkeys_;
-  std::vector<MemorySpan> targets_;  // addresses in the peer
+  std::vector<MemorySpan> targets_;         // addresses in the peer
   mutable std::shared_mutex mapped_mutex_;  // shared by those who store: they are done before the mapping goes
-  std::vector<std::byte*> mapped_;   // guarded by mapped_mutex_: targets' addresses here, null where there is none
+  std::vector<std::byte*> mapped_;  // guarded by mapped_mutex_: targets' addresses here, null where there is none
   std::size_t offered_ = 0;
   std::vector<Flight> flights_;  // `window` for transfers, as many for flushes and messages
   std::vector<Batch> batches_;
