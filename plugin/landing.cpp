@@ -52,7 +52,7 @@ struct Copy {
 
 class Staged final : public LandingMemory {
  public:
-  explicit Staged(const Catalog& catalog) : catalog_(catalog) {
+  explicit Staged(const Catalog& catalog) {
     for (const Region& region : catalog.regions) {
       offsets_.push_back(bytes_);
       bytes_ += (region.bytes + kAlignment - 1) / kAlignment * kAlignment;
@@ -88,7 +88,6 @@ class Staged final : public LandingMemory {
     }
   }
 
-  const Catalog& catalog_;
   std::uint64_t bytes_ = 0;
   std::vector<std::uint64_t> offsets_;  // of each catalog region in the shadow
   std::vector<Copy> copies_;

@@ -73,7 +73,6 @@ class Pipeline {
 
  private:
   friend class GpuSender;  // the part of the work that differs where shards are in the memory of a GPU
-  static constexpr std::size_t kDirectTurns = 4;
   static constexpr Milliseconds kPoll{50};  // how often a blocked stage looks whether it should stop
 
   // One destination of a step, resolved against the peer's card.

@@ -161,6 +161,8 @@ void Pipeline::prepare_workers(std::size_t most_blocks) {
                             2 * workers * slot_bytes));
   }
   slots = std::min(slots, std::max(2 * workers, slot_uses));
+  // What is put from where it stands: enough to keep the network busy, not more than stays in the cache.
+  const std::uint64_t turns = std::clamp<std::uint64_t>(16 * MiB / table_.chunk_bytes, 4, 256);
   workers_.clear();
   for (std::uint64_t member = 0; member < workers; ++member) {
     auto worker = std::make_unique<Worker>();
@@ -169,7 +171,7 @@ void Pipeline::prepare_workers(std::size_t most_blocks) {
       worker->scratch.all.push_back(std::make_unique<Slot>());
       worker->scratch.all.back()->offset = slot * slot_bytes;
     }
-    for (std::size_t turn = 0; turn < kDirectTurns; ++turn) worker->direct.all.push_back(std::make_unique<Slot>());
+    for (std::uint64_t turn = 0; turn < turns; ++turn) worker->direct.all.push_back(std::make_unique<Slot>());
     workers_.push_back(std::move(worker));
   }
 }
