@@ -22,6 +22,8 @@ class GpuSender final : private GpuRing::Work {
 
   // Takes performance.scratch_bytes of device memory. Throws Error.
   explicit GpuSender(Pipeline& pipeline);
+  GpuSender(const GpuSender&) = delete;
+  GpuSender& operator=(const GpuSender&) = delete;
   ~GpuSender() override;
 
   // Lays out the batches of the pipeline's chunks. Throws Error.
