@@ -11,9 +11,9 @@
 #include <vector>
 
 #include "quant/recipe.h"
-#include "schedule/explain.h"
 #include "schedule/model_shapes.h"
 #include "schedule/plan.h"
+#include "schedule/topology.h"
 
 namespace weightcast {
 
@@ -74,7 +74,7 @@ struct Scenario {
 
 // Throws Error{invalid_argument} naming origin, pool, tensor and rank when a recipe cannot be applied to a slice.
 [[nodiscard]] Catalogs catalogs_of(const Scenario& scenario);
-// The NICs of each rank.
-[[nodiscard]] LinkRates link_rates_of(const Scenario& scenario);
+// Trainers and servers share no node.
+[[nodiscard]] Topology topology_of(const Scenario& scenario);
 
 }  // namespace weightcast
