@@ -23,8 +23,8 @@
 #include <thread>
 #include <vector>
 
-#include "bench/report_file.h"
 #include "bench/ucx_perftest.h"
+#include "transport/base/report_file.h"
 #include "transport/fabric.h"
 
 using namespace weightcast;

@@ -18,8 +18,8 @@
 #include <string>
 #include <vector>
 
-#include "bench/report_file.h"
 #include "quant/cast.h"
+#include "transport/base/report_file.h"
 
 using namespace weightcast;
 

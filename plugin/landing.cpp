@@ -3,10 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "plugin/extent.h"
+#include "transport/base/stream_copy.h"
 
 namespace weightcast {
 namespace {
@@ -76,7 +76,7 @@ class Staged final : public LandingMemory {
   }
   [[nodiscard]] std::byte* region_start(std::uint32_t region) const override { return start_ + offsets_[region]; }
   void commit() noexcept override {
-    for (const Copy& copy : copies_) std::memcpy(copy.live, start_ + copy.shadow_offset, copy.bytes);
+    for (const Copy& copy : copies_) stream_copy(copy.live, start_ + copy.shadow_offset, copy.bytes);
   }
 
  private:

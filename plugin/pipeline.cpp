@@ -48,7 +48,7 @@ MoveResult Pipeline::move(std::uint64_t version, std::uint64_t token) {
   };
   team_.run(part);
   if (!stopped()) send_scales(*workers_[0]);
-  if (!stopped()) send_signals();
+  if (!stopped()) await_signals();
   MoveResult result;
   result.cut_off = drain();
   fabric_.set_active(false);
@@ -58,7 +58,8 @@ MoveResult Pipeline::move(std::uint64_t version, std::uint64_t token) {
   }
   result.seconds = seconds_since(start);
   for (const auto& link : servers_) {
-    if (!link->dropped) result.bytes += link->bytes;
+    if (link->dropped) continue;
+    for (const auto& covered : link->signals) result.bytes += covered->bytes;
   }
   for (const auto& worker : workers_) result.cast_seconds += worker->cast_seconds;
   return result;
@@ -67,7 +68,7 @@ MoveResult Pipeline::move(std::uint64_t version, std::uint64_t token) {
 void Pipeline::reset_for(std::uint64_t version, std::uint64_t token) {
   version_ = version;
   deadline_ = Deadline::after(Milliseconds(config_.times.update_ms));
-  next_chunk_ = 0;
+  next_batch_ = 0;
   bytes_done_ = 0;
   {
     const std::scoped_lock lock(failure_mutex_);
@@ -85,14 +86,18 @@ void Pipeline::reset_for(std::uint64_t version, std::uint64_t token) {
     std::fill(grid.foreign.begin(), grid.foreign.end(), 0.0F);
   }
   for (const auto& link : servers_) {
-    link->bytes = 0;
-    link->digest = 0;
     link->signalled.reset();
+    for (const auto& covered : link->signals) {
+      covered->waits_for = covered->chunks;
+      covered->bytes = 0;
+      covered->digest = 0;
+    }
   }
   for (const auto& worker : workers_) {
     worker->cast_seconds = 0;
-    worker->direct.reset();
-    for (const auto& slot : worker->slots) slot->puts.reset();
+    for (const Slots* slots : {&worker->scratch, &worker->direct}) {
+      for (const auto& slot : slots->all) slot->puts.reset();
+    }
   }
   amax_sent_.reset();
 }
@@ -162,28 +167,32 @@ SourceMatrix Pipeline::source_of(std::uint32_t index, const MatrixView& view) co
 }
 void Pipeline::work(Worker& worker) {
   while (!stopped()) {
-    const std::size_t index = next_chunk_.fetch_add(1, std::memory_order_relaxed);
-    if (index >= chunks_.size()) return;
-    if (index >= first_straddling_) receive_amax();
-    if (!stopped()) send_chunk(worker, chunks_[index]);
+    const std::size_t index = next_batch_.fetch_add(1, std::memory_order_relaxed);
+    if (index >= batches_.size()) return;
+    const Batch& batch = batches_[index];
+    if (batch.first >= first_straddling_) receive_amax();
+    Slot& slot = free_slot(batch.as_it_is ? worker.direct : worker.scratch);
+    std::uint64_t filled = 0;
+    for (std::size_t chunk = batch.first; chunk < batch.end && !stopped(); ++chunk) {
+      send_chunk(worker, chunks_[chunk], slot, filled);
+      filled += scratch_bytes_of(chunks_[chunk]);
+    }
   }
 }
 
-void Pipeline::send_chunk(Worker& worker, const Chunk& chunk) {
+// Casts into the slot behind what it holds already, `filled` bytes.
+void Pipeline::send_chunk(Worker& worker, const Chunk& chunk, Slot& slot, std::uint64_t filled) {
   const StepJob& job = jobs_[chunk.job];
   const TrainerStep& step = table_.steps[job.step];
-  Slot* slot = job.as_it_is ? nullptr : &free_slot(worker);
-  if (stopped()) return;
   const Digest seed = digest_seed(version_, job.digest_key);
-  std::uint64_t filled = 0;
   for_each_matrix(chunk.box, step.frame, [&](const MatrixView& view) {
     if (stopped()) return;
     const auto start = Clock::now();
     const SourceMatrix source = source_of(step.entry, view);
     const DigestFrame frame = digest_frame(seed, step.frame, view, job.element_bytes);
     const auto pitch = static_cast<std::int64_t>(job.element_bytes) * view.cols;
-    const std::uint64_t offset = slot == nullptr ? 0 : slot->offset + filled;
-    const CastResult result = slot == nullptr
+    const std::uint64_t offset = slot.offset + filled;
+    const CastResult result = job.as_it_is
                                   ? inspect(source, frame)
                                   : cast(source, step.recipe, block_origin(view, step.box.axes),
                                          chunk_amax(worker, job, source, view), scratch_.get() + offset, pitch, frame);
@@ -194,15 +203,16 @@ void Pipeline::send_chunk(Worker& worker, const Chunk& chunk) {
     }
     const auto bytes = static_cast<std::uint64_t>(pitch * view.rows);
     count(job.targets, bytes, result.digest);
-    if (slot == nullptr) {
+    if (job.as_it_is) {
       const Entry& entry = catalog_.entries[step.entry];
       put_matrix(job.targets, step.frame, view, job.element_bytes, source_regions_[entry.region],
-                 byte_at(entry, view.origin), row_stride(entry.strides_bytes, entry.box.axes), worker.direct);
+                 byte_at(entry, view.origin), row_stride(entry.strides_bytes, entry.box.axes), slot.puts);
     } else {
-      put_matrix(job.targets, step.frame, view, job.element_bytes, scratch_region_, offset, pitch, slot->puts);
+      put_matrix(job.targets, step.frame, view, job.element_bytes, scratch_region_, offset, pitch, slot.puts);
       filled += bytes;
     }
   });
+  if (!stopped()) signal_complete(job.targets);
 }
 
 // The amax of every whole block of the matrix: this trainer's part, and other trainers' where blocks straddle.
@@ -223,8 +233,9 @@ std::span<float> Pipeline::chunk_amax(Worker& worker, const StepJob& job, const 
 
 void Pipeline::count(const std::vector<Target>& targets, std::uint64_t bytes, Digest digest) {
   for (const Target& target : targets) {
-    servers_[target.server]->bytes += bytes;
-    servers_[target.server]->digest += digest;
+    Covered& covered = *servers_[target.server]->signals[target.signal];
+    covered.bytes += bytes;
+    covered.digest += digest;
     bytes_done_.fetch_add(bytes, std::memory_order_relaxed);
   }
 }
@@ -259,7 +270,7 @@ void Pipeline::put_matrix(const std::vector<Target>& targets, const Box& frame, 
 
 void Pipeline::send_scales(Worker& worker) {
   for (const ScaleJob& job : scale_jobs_) {
-    Slot& slot = free_slot(worker);
+    Slot& slot = free_slot(worker.scratch);
     if (stopped()) return;
     const TrainerScaleStep& step = table_.scale_steps[job.step];
     const BlockGrid& grid = grids_.at(step.entry);
@@ -278,16 +289,23 @@ void Pipeline::send_scales(Worker& worker) {
       put_matrix(job.targets, step.frame, view, sizeof(float), scratch_region_, offset, pitch, slot.puts);
       filled += bytes;
     });
+    if (!stopped()) signal_complete(job.targets);
   }
 }
 
-void Pipeline::send_signals() {
-  for (const auto& link : servers_) {
-    if (link->dropped || link->steps == 0) continue;
-    const Signal signal{token_, version_, catalog_.rank, link->rank, link->bytes, link->steps, link->digest};
-    const Status status = fabric_.signal(link->peer, encode(signal), &link->signalled, deadline_);
-    if (!status.ok() && !link->dropped && status.code() != Code::unreachable) fail(status);
+// After the puts of a chunk: whoever submits the last puts that a signal covers submits the signal behind them.
+void Pipeline::signal_complete(const std::vector<Target>& targets) {
+  for (const Target& target : targets) {
+    ServerLink& link = *servers_[target.server];
+    Covered& covered = *link.signals[target.signal];
+    if (--covered.waits_for != 0 || link.dropped) continue;
+    const Signal signal{token_, version_, catalog_.rank, link.rank, target.signal, covered.bytes, covered.digest};
+    const Status status = fabric_.signal(link.peer, encode(signal), &link.signalled, deadline_);
+    if (!status.ok() && !link.dropped && status.code() != Code::unreachable) fail(status);
   }
+}
+
+void Pipeline::await_signals() {
   for (const auto& link : servers_) {
     if (!await(link->signalled, fmt::format("server {} to take the bytes of version {}", link->rank, version_))) return;
     const Status status = link->signalled.first_failure();
@@ -298,12 +316,12 @@ void Pipeline::send_signals() {
 }
 
 // A slot whose puts are complete. The first such one, so that few slots, warm in the cache, serve when puts are fast.
-Pipeline::Slot& Pipeline::free_slot(Worker& worker) {
-  const auto idle = std::find_if(worker.slots.begin(), worker.slots.end(),
-                                 [](const auto& slot) { return slot->puts.outstanding() == 0; });
-  if (idle == worker.slots.end()) worker.next_slot = (worker.next_slot + 1) % worker.slots.size();
-  Slot& slot = idle == worker.slots.end() ? *worker.slots[worker.next_slot] : **idle;
-  if (slot.puts.outstanding() != 0 && !await(slot.puts, "a scratch slot: its puts are not complete")) return slot;
+Pipeline::Slot& Pipeline::free_slot(Slots& slots) {
+  const auto idle =
+      std::find_if(slots.all.begin(), slots.all.end(), [](const auto& slot) { return slot->puts.outstanding() == 0; });
+  if (idle == slots.all.end()) slots.next = (slots.next + 1) % slots.all.size();
+  Slot& slot = idle == slots.all.end() ? *slots.all[slots.next] : **idle;
+  if (slot.puts.outstanding() != 0 && !await(slot.puts, "earlier puts, which are not complete")) return slot;
   const Status status = slot.puts.failed() ? slot.puts.first_failure() : Status();
   if (status.code() == Code::refused) fail(status);  // the lease; lost connections show at the signal
   slot.puts.reset();
@@ -330,8 +348,9 @@ bool Pipeline::drain() {
     std::uint64_t count = amax_sent_.outstanding();
     for (const auto& link : servers_) count += link->signalled.outstanding();
     for (const auto& worker : workers_) {
-      count += worker->direct.outstanding();
-      for (const auto& slot : worker->slots) count += slot->puts.outstanding();
+      for (const Slots* slots : {&worker->scratch, &worker->direct}) {
+        for (const auto& slot : slots->all) count += slot->puts.outstanding();
+      }
     }
     return count;
   };

@@ -1,10 +1,12 @@
 // The sender: reads a trainer's shards, casts them chunk by chunk into scratch slots, and puts the slots to every
 // server that needs them. Stages overlap: while one slot is being cast, others are on the wire.
 //
-//   amax of straddling blocks -> cast (own amax and peers') -> put ... -> scales -> flush and signal per server
+//   amax of straddling blocks -> cast (own amax and peers') -> put ... -> scales
+//                                                               +-> flush and signal, whenever a run of steps is out
 //
 // Back-pressure: a slot is cast into again only when all its puts are complete, so scratch stays within
-// performance.scratch_bytes whatever the network does.
+// performance.scratch_bytes whatever the network does. What is put from where it stands takes turns at a few slots
+// too, so that it is still in the cache when its turn comes.
 //
 // Threads: move() runs on one thread at a time and uses performance.threads in all; stop(), drop() and
 // on_amax() may be called from any thread meanwhile. Nothing is allocated inside move().
@@ -68,11 +70,13 @@ class Pipeline {
   [[nodiscard]] std::uint64_t bytes_done() const noexcept { return bytes_done_.load(std::memory_order_relaxed); }
 
  private:
+  static constexpr std::size_t kDirectTurns = 4;
   static constexpr Milliseconds kPoll{50};  // how often a blocked stage looks whether it should stop
 
   // One destination of a step, resolved against the peer's card.
   struct Target {
     std::uint32_t server = 0;  // index into servers_
+    std::uint32_t signal = 0;  // of that server: which covers this
     PeerId peer = 0;
     std::uint32_t region = 0;
     std::uint64_t offset = 0;  // of the first element of the step's frame
@@ -89,17 +93,29 @@ class Pipeline {
     std::size_t job = 0;
     Box box;
   };
+  // Chunks that share a slot, so that small ones too are handed over in long runs; all as they are, or all cast.
+  struct Batch {
+    std::size_t first = 0;  // of chunks_
+    std::size_t end = 0;
+    std::uint64_t bytes = 0;  // of scratch, each chunk's rounded up
+    bool as_it_is = false;
+  };
   struct ScaleJob {
     std::size_t step = 0;  // of table_.scale_steps
     std::uint64_t digest_key = 0;
     std::vector<Target> targets;
   };
+  // What one signal covers, as far as it is out.
+  struct Covered {
+    std::size_t chunks = 0;  // chunks and scale steps that it waits for
+    std::atomic<std::size_t> waits_for{0};
+    std::atomic<std::uint64_t> bytes{0};
+    std::atomic<Digest> digest{0};
+  };
   struct ServerLink {
     std::uint32_t rank = 0;
     PeerId peer = 0;
-    std::uint64_t steps = 0;
-    std::atomic<std::uint64_t> bytes{0};
-    std::atomic<Digest> digest{0};
+    std::vector<std::unique_ptr<Covered>> signals;
     std::atomic<bool> dropped{false};
     std::atomic<bool> failed{false};
     Tally signalled;
@@ -123,31 +139,39 @@ class Pipeline {
     std::uint64_t offset = 0;
     Tally puts;
   };
+  struct Slots {
+    std::vector<std::unique_ptr<Slot>> all;
+    std::size_t next = 0;  // to wait for when none is free
+  };
   struct Worker {
-    std::vector<std::unique_ptr<Slot>> slots;
-    std::size_t next_slot = 0;  // to wait for when none is free
+    Slots scratch;
+    Slots direct;  // without memory: for what is put from where it stands
     std::vector<float> amax;
-    Tally direct;  // puts that use no slot
     double cast_seconds = 0;
   };
 
+  void prepare_signals();
   void prepare_jobs();
+  void prepare_batches();
+  void prepare_workers(std::size_t most_blocks);
   void prepare_amax(const Routes& routes);
   [[nodiscard]] Target resolve(const TargetExtent& extent, const Routes& routes);
   void reset_for(std::uint64_t version, std::uint64_t token);
   void send_amax();
   void receive_amax();
   void work(Worker& worker);
-  void send_chunk(Worker& worker, const Chunk& chunk);
+  void send_chunk(Worker& worker, const Chunk& chunk, Slot& slot, std::uint64_t filled);
   [[nodiscard]] std::span<float> chunk_amax(Worker& worker, const StepJob& job, const SourceMatrix& source,
                                             const MatrixView& view);
   void send_as_it_is(Worker& worker, const StepJob& job, const SourceMatrix& source, const MatrixView& view);
   void send_scales(Worker& worker);
-  void send_signals();
+  void signal_complete(const std::vector<Target>& targets);
+  void await_signals();
   void put_matrix(const std::vector<Target>& targets, const Box& frame, const MatrixView& view, std::uint64_t element,
                   RegionId region, std::uint64_t offset, std::int64_t pitch, Tally& tally);
   void count(const std::vector<Target>& targets, std::uint64_t bytes, Digest digest);
-  [[nodiscard]] Slot& free_slot(Worker& worker);
+  [[nodiscard]] Slot& free_slot(Slots& slots);
+  [[nodiscard]] std::uint64_t scratch_bytes_of(const Chunk& chunk) const;
   [[nodiscard]] bool await(Tally& tally, const std::string& what);
   [[nodiscard]] bool drain();
   void fail(Status why);
@@ -170,6 +194,7 @@ class Pipeline {
   std::vector<StepJob> jobs_;
   std::vector<Chunk> chunks_;  // those that need foreign amax last
   std::size_t first_straddling_ = 0;
+  std::vector<Batch> batches_;
   std::vector<ScaleJob> scale_jobs_;
   std::vector<std::unique_ptr<ServerLink>> servers_;
   std::map<std::uint32_t, BlockGrid> grids_;  // by entry
@@ -181,7 +206,7 @@ class Pipeline {
   std::uint64_t version_ = 0;
   std::uint64_t token_ = 0;
   Deadline deadline_ = Deadline::after(Milliseconds(0));
-  std::atomic<std::size_t> next_chunk_{0};
+  std::atomic<std::size_t> next_batch_{0};
   std::atomic<std::uint64_t> bytes_done_{0};
   std::atomic<bool> stopped_{false};
   std::mutex failure_mutex_;

@@ -32,18 +32,49 @@ void Pipeline::adopt(TrainerTable table, const Routes& routes) {
     job.as_it_is = entry.source_type == SourceType::bf16 && item.recipe == Recipe::bf16 &&
                    entry.strides_bytes[static_cast<std::size_t>(last)] == 2 && pitch >= 0;
     for (const TargetExtent& extent : item.targets) job.targets.push_back(resolve(extent, routes));
-    for (const Target& target : job.targets) ++servers_[target.server]->steps;
     jobs_.push_back(std::move(job));
   }
   for (std::size_t index = 0; index < table_.scale_steps.size(); ++index) {
     const TrainerScaleStep& item = table_.scale_steps[index];
     ScaleJob job{index, digest_key(catalog_.entries[item.entry].tensor, true), {}};
     for (const TargetExtent& extent : item.targets) job.targets.push_back(resolve(extent, routes));
-    for (const Target& target : job.targets) ++servers_[target.server]->steps;
     scale_jobs_.push_back(std::move(job));
   }
+  prepare_signals();
   prepare_jobs();
   prepare_amax(routes);
+}
+
+// Which signal covers which target, and how much each waits for.
+void Pipeline::prepare_signals() {
+  std::vector<std::vector<Target*>> targets(servers_.size());
+  std::vector<std::vector<std::uint64_t>> bytes(servers_.size());
+  const auto add = [&](std::vector<Target>& all, const Box& box, std::uint64_t element) {
+    for (Target& target : all) {
+      targets[target.server].push_back(&target);
+      bytes[target.server].push_back(static_cast<std::uint64_t>(elements(box)) * element);
+    }
+  };
+  for (StepJob& job : jobs_) add(job.targets, table_.steps[job.step].box, job.element_bytes);
+  for (ScaleJob& job : scale_jobs_) add(job.targets, table_.scale_steps[job.step].blocks, sizeof(float));
+  for (std::size_t server = 0; server < servers_.size(); ++server) {
+    auto target = targets[server].begin();
+    auto& signals = servers_[server]->signals;
+    for (const SignalExtent& extent : signals_of(bytes[server])) {
+      for (std::size_t piece = 0; piece < extent.pieces; ++piece) {
+        (*target++)->signal = static_cast<std::uint32_t>(signals.size());
+      }
+      signals.push_back(std::make_unique<Covered>());
+    }
+  }
+  for (const StepJob& job : jobs_) {
+    for (const Target& to : job.targets) {
+      servers_[to.server]->signals[to.signal]->chunks += table_.steps[job.step].chunks;
+    }
+  }
+  for (const ScaleJob& job : scale_jobs_) {
+    for (const Target& to : job.targets) ++servers_[to.server]->signals[to.signal]->chunks;
+  }
 }
 
 Pipeline::Target Pipeline::resolve(const TargetExtent& extent, const Routes& routes) {
@@ -53,14 +84,16 @@ Pipeline::Target Pipeline::resolve(const TargetExtent& extent, const Routes& rou
                                             name_of(catalog_), extent.region, extent.server));
   }
   const Placement& placement = route->second.placements[extent.region];
-  return {static_cast<std::uint32_t>(std::distance(routes.servers.begin(), route)), route->second.peer,
-          placement.card_region, placement.byte_offset + extent.byte_offset, extent.strides_bytes};
+  return {static_cast<std::uint32_t>(std::distance(routes.servers.begin(), route)),
+          0,
+          route->second.peer,
+          placement.card_region,
+          placement.byte_offset + extent.byte_offset,
+          extent.strides_bytes};
 }
 
-// Cuts the steps into chunks, those without foreign amax first, and the scratch into slots that hold any of them.
+// Cuts the steps into chunks, those without foreign amax first.
 void Pipeline::prepare_jobs() {
-  std::uint64_t slot_bytes = 8;
-  std::uint64_t slot_uses = scale_jobs_.size();
   std::size_t most_blocks = 1;
   for (const bool straddling : {false, true}) {
     if (straddling) first_straddling_ = chunks_.size();
@@ -68,10 +101,6 @@ void Pipeline::prepare_jobs() {
       const TrainerStep& step = table_.steps[jobs_[job].step];
       if (step.needs_amax != straddling) continue;
       for (const Box& box : chunks_of(step.box, step.frame, step.recipe, table_.chunk_bytes)) {
-        if (!jobs_[job].as_it_is) {
-          slot_bytes = std::max(slot_bytes, static_cast<std::uint64_t>(elements(box)) * jobs_[job].element_bytes);
-          ++slot_uses;
-        }
         most_blocks = std::max(most_blocks, static_cast<std::size_t>(elements(blocks_of(box))));
         chunks_.push_back({job, box});
       }
@@ -81,6 +110,37 @@ void Pipeline::prepare_jobs() {
       grid.own.assign(static_cast<std::size_t>(elements(grid.blocks)), 0.0F);
       grid.foreign = grid.own;
     }
+  }
+  prepare_batches();
+  prepare_workers(most_blocks);
+}
+
+// Rounded up to lines of the cache, so that no two chunks share one.
+std::uint64_t Pipeline::scratch_bytes_of(const Chunk& chunk) const {
+  return (static_cast<std::uint64_t>(elements(chunk.box)) * jobs_[chunk.job].element_bytes + 63) / 64 * 64;
+}
+
+void Pipeline::prepare_batches() {
+  batches_.clear();
+  for (std::size_t index = 0; index < chunks_.size(); ++index) {
+    const bool as_it_is = jobs_[chunks_[index].job].as_it_is;
+    const std::uint64_t bytes = scratch_bytes_of(chunks_[index]);
+    const bool fits = !batches_.empty() && index != first_straddling_ && batches_.back().as_it_is == as_it_is &&
+                      batches_.back().bytes + bytes <= table_.chunk_bytes;
+    if (!fits) batches_.push_back({index, index, 0, as_it_is});
+    batches_.back().end = index + 1;
+    batches_.back().bytes += bytes;
+  }
+}
+
+// Shares the scratch out as slots that hold any batch, and any scale step.
+void Pipeline::prepare_workers(std::size_t most_blocks) {
+  std::uint64_t slot_bytes = 8;
+  std::uint64_t slot_uses = scale_jobs_.size();
+  for (const Batch& batch : batches_) {
+    if (batch.as_it_is) continue;
+    slot_bytes = std::max(slot_bytes, batch.bytes);
+    ++slot_uses;
   }
   for (const TrainerScaleStep& item : table_.scale_steps) {
     slot_bytes = std::max(slot_bytes, static_cast<std::uint64_t>(elements(item.blocks)) * sizeof(float));
@@ -103,9 +163,10 @@ void Pipeline::prepare_jobs() {
     auto worker = std::make_unique<Worker>();
     worker->amax.resize(most_blocks);
     for (std::uint64_t slot = member; slot < slots; slot += workers) {
-      worker->slots.push_back(std::make_unique<Slot>());
-      worker->slots.back()->offset = slot * slot_bytes;
+      worker->scratch.all.push_back(std::make_unique<Slot>());
+      worker->scratch.all.back()->offset = slot * slot_bytes;
     }
+    for (std::size_t turn = 0; turn < kDirectTurns; ++turn) worker->direct.all.push_back(std::make_unique<Slot>());
     workers_.push_back(std::move(worker));
   }
 }

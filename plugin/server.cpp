@@ -52,10 +52,8 @@ struct Server::State final : FabricListener {
   void act(ServerAction& action) {
     if (std::holds_alternative<OpenFabric>(action)) {
       worker.submit([this] { open(); });
-    } else if (auto* verify = std::get_if<Verify>(&action)) {
-      worker.submit([this, order = std::move(*verify)] { verify_version(order); });
     } else if (auto* adopt = std::get_if<AdoptTable>(&action)) {
-      worker.submit([this, taken = std::move(adopt->table)]() mutable { verifier.adopt(std::move(taken)); });
+      worker.submit([this, taken = std::move(adopt->table)] { verifier.adopt(taken); });
     }
   }
   void announce(const ServerView& view) {
@@ -68,6 +66,7 @@ struct Server::State final : FabricListener {
   // Again when puts may be on their way that nobody can take back: what reached the old fabric reaches nothing.
   void open() {
     CardMade answer;
+    verifier.adopt({});  // the memory that its table is about goes
     try {
       fabric.reset();
       fabric = open_fabric(fabric_options(config), *this);
@@ -82,19 +81,18 @@ struct Server::State final : FabricListener {
     }
     loop->post(std::move(answer));
   }
-  void verify_version(const Verify& order) {
+  void verify(const Signal& signal) {
     const auto start = Clock::now();
-    Verified answer;
-    answer.token = order.token;
-    answer.status = verifier.verify(*landing, order.version, order.signals);
-    answer.seconds = seconds_since(start);
-    loop->post(std::move(answer));
+    SignalArrived arrived{signal, verifier.verify(*landing, signal), 0};
+    arrived.seconds = seconds_since(start);
+    loop->post(std::move(arrived));
   }
 
   // ---- on the fabric's thread ----
   void on_message(std::span<const std::byte> bytes) override {
     const FabricMessage message = parse_fabric_message(bytes);
-    if (const auto* signal = std::get_if<Signal>(&message)) loop->post(SignalArrived{*signal});
+    const auto* signal = std::get_if<Signal>(&message);
+    if (signal != nullptr) worker.submit([this, said = *signal] { verify(said); });
   }
   void on_peer_failure(PeerId, const Status&) override {}  // a server connects to nobody
 

@@ -45,9 +45,7 @@ std::vector<ServerAction> ServerCore::on(const ServerEvent& event, Clock::time_p
   } else if (const auto* card = std::get_if<CardMade>(&event)) {
     on_card(*card);
   } else if (const auto* arrived = std::get_if<SignalArrived>(&event)) {
-    on_signal(arrived->signal);
-  } else if (const auto* verified = std::get_if<Verified>(&event)) {
-    on_verified(*verified);
+    on_signal(*arrived);
   } else if (const auto* allow = std::get_if<AllowCalled>(&event)) {
     if (view_.phase == ServerPhase::allow_due && allow->version == view_.next_version) arm();
   } else if (const auto* done = std::get_if<CommitDone>(&event)) {
@@ -127,6 +125,8 @@ void ServerCore::on_table(const TableOffer& offer) {
     send(Failed{0, 0, error.code(), fmt::format("{} cannot read its table: {}", name_of(own_), error.what())});
     return;
   }
+  expected_.clear();
+  for (const ExpectedSender& sender : table_.senders) expected_[sender.trainer] = signals_of(sender, own_);
   actions_.push_back(AdoptTable{table_});
   if (!is_safe_from_late_puts(offer)) return;
   if (view_.phase == ServerPhase::connecting) {
@@ -165,7 +165,11 @@ void ServerCore::on_begin(const Begin& begin) {
   view_.next_version = begin.version;
   token_ = begin.token;
   writers_ = trainers_;
-  signals_.clear();
+  view_.verify_seconds = 0;
+  missing_.clear();
+  for (const auto& [trainer, signals] : expected_) {
+    for (std::uint32_t ordinal = 0; ordinal < signals.size(); ++ordinal) missing_.emplace(trainer, ordinal);
+  }
   if (in_place()) {
     view_.phase = ServerPhase::allow_due;
     view_.waiting_for = fmt::format("the host to pause its engine and allow version {}", begin.version);
@@ -179,47 +183,37 @@ void ServerCore::arm() {
   view_.phase = ServerPhase::receiving;
   view_.waiting_for = fmt::format("the trainers' bytes of version {}", view_.next_version);
   send(Armed{view_.next_version, token_});
-  verify_when_complete();  // at once where nobody sends anything
+  ready_when_complete();  // at once where nobody sends anything
 }
 
-void ServerCore::on_signal(const Signal& signal) {
+void ServerCore::on_signal(const SignalArrived& arrived) {
+  const Signal& signal = arrived.signal;
   if (view_.phase != ServerPhase::receiving || signal.token != token_ || signal.version != view_.next_version ||
-      signal.server != own_.rank) {
-    return;  // of an attempt that has ended
+      signal.server != own_.rank || missing_.erase({signal.trainer, signal.ordinal}) == 0) {
+    return;  // of an attempt that has ended, or nobody's
   }
-  const auto expected = std::find_if(table_.senders.begin(), table_.senders.end(),
-                                     [&](const ExpectedSender& sender) { return sender.trainer == signal.trainer; });
-  if (expected == table_.senders.end() || !signals_.emplace(signal.trainer, signal).second) return;
-  if (signal.bytes != expected->bytes) {
+  view_.verify_seconds += arrived.seconds;
+  const std::uint64_t planned = expected_.at(signal.trainer)[signal.ordinal].bytes;
+  if (signal.bytes != planned) {
     fail_update(Code::corrupted,
-                fmt::format("{}: trainer {} sent {} bytes of version {}, {} were planned", name_of(own_),
-                            signal.trainer, signal.bytes, signal.version, expected->bytes));
-    return;
+                fmt::format("{}: trainer {} sent {} bytes of version {} with its signal {}, {} were planned",
+                            name_of(own_), signal.trainer, signal.bytes, signal.version, signal.ordinal, planned));
+  } else if (!arrived.verified.ok()) {
+    fail_update(arrived.verified.code(), arrived.verified.message());
+  } else {
+    ready_when_complete();
   }
-  verify_when_complete();
 }
 
-void ServerCore::verify_when_complete() {
-  if (signals_.size() < table_.senders.size()) return;
-  Verify verify{view_.next_version, token_, {}};
-  for (const ExpectedSender& sender : table_.senders) verify.signals.push_back(signals_.at(sender.trainer));
-  actions_.push_back(std::move(verify));
-}
-
-void ServerCore::on_verified(const Verified& verified) {
-  if (view_.phase != ServerPhase::receiving || verified.token != token_) return;
-  if (!verified.status.ok()) {
-    fail_update(verified.status.code(), verified.status.message());
-    return;
-  }
+void ServerCore::ready_when_complete() {
+  if (!missing_.empty()) return;
   view_.phase = ServerPhase::ready;
-  writers_.clear();  // whoever has signalled has nothing in flight
-  view_.verify_seconds = verified.seconds;
+  writers_.clear();  // whoever has signalled everything has nothing in flight
   view_.waiting_for =
       fmt::format("the other ranks of replica {} to verify version {}", own_.replica, view_.next_version);
   std::uint64_t bytes = 0;
   for (const ExpectedSender& sender : table_.senders) bytes += sender.bytes;
-  send(Ready{view_.next_version, token_, bytes, verified.seconds});
+  send(Ready{view_.next_version, token_, bytes, view_.verify_seconds});
 }
 
 void ServerCore::on_commit(const Commit& commit) {
@@ -241,7 +235,6 @@ void ServerCore::give_up(Status why) {
   view_.next_version = 0;
   view_.phase = ServerPhase::idle;
   view_.waiting_for = "an update";
-  signals_.clear();
   token_ = 0;
 }
 

@@ -10,6 +10,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -42,11 +43,8 @@ struct CardMade {  // the answer to OpenFabric
 };
 struct SignalArrived {
   Signal signal;
-};
-struct Verified {  // the answer to Verify
-  std::uint64_t token = 0;
-  Status status;
-  double seconds = 0;
+  Status verified;     // whether what landed is what the signal says; see Verifier
+  double seconds = 0;  // that verifying took
 };
 struct AllowCalled {
   std::uint64_t version = 0;
@@ -56,18 +54,13 @@ struct CommitDone {  // the host's thread has switched the live weights
   double stall_ms = 0;
 };
 struct ServerTick {};
-using ServerEvent = std::variant<Message, CardMade, SignalArrived, Verified, AllowCalled, CommitDone, ServerTick>;
+using ServerEvent = std::variant<Message, CardMade, SignalArrived, AllowCalled, CommitDone, ServerTick>;
 
 // ---- actions (beside SendMessage and OpenFabric) ----
-struct Verify {
-  std::uint64_t version = 0;
-  std::uint64_t token = 0;
-  std::vector<Signal> signals;  // one per expected sender, in the order of the table
-};
-struct AdoptTable {  // what later Verify actions count against
+struct AdoptTable {  // what signals that arrive from now on are verified against
   ServerTable table;
 };
-using ServerAction = std::variant<SendMessage, OpenFabric, AdoptTable, Verify>;
+using ServerAction = std::variant<SendMessage, OpenFabric, AdoptTable>;
 
 struct ServerView {
   Status fatal;
@@ -78,7 +71,7 @@ struct ServerView {
   std::uint64_t ended = 0;  // the last version given up here
   Status ended_status;
   std::uint64_t ended_count = 0;  // updates given up here so far
-  double verify_seconds = 0;      // of the last verified version
+  double verify_seconds = 0;      // of the last version, most of them while bytes still came
   double stall_ms = 0;            // of the last commit
   std::string waiting_for;
 };
@@ -99,9 +92,8 @@ class ServerCore {
   void on_card(const CardMade& card);
   void on_table(const TableOffer& offer);
   void on_begin(const Begin& begin);
-  void on_signal(const Signal& signal);
-  void verify_when_complete();
-  void on_verified(const Verified& verified);
+  void on_signal(const SignalArrived& arrived);
+  void ready_when_complete();
   void on_commit(const Commit& commit);
   void on_abort(const Abort& abort);
   [[nodiscard]] bool is_safe_from_late_puts(const TableOffer& offer);
@@ -128,7 +120,8 @@ class ServerCore {
   bool counted_out_ =
       false;  // with writers: whom the controller told to drop this rank may have left puts on their way
   std::uint64_t token_ = 0;
-  std::map<std::uint32_t, Signal> signals_;  // by trainer
+  std::map<std::uint32_t, std::vector<SignalExtent>> expected_;  // of the table: each trainer's signals
+  std::set<std::pair<std::uint32_t, std::uint32_t>> missing_;    // trainer and ordinal, of this attempt
   Clock::time_point last_beat_;
   Clock::time_point joined_at_;
   Clock::time_point last_heard_;

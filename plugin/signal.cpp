@@ -8,18 +8,17 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "the layouts below are the machine's own");
 
-constexpr std::uint32_t kSignalMagic = 0x31534357;  // "WCS1"
+constexpr std::uint32_t kSignalMagic = 0x32534357;  // "WCS2"
 constexpr std::uint32_t kAmaxMagic = 0x31414357;    // "WCA1"
 
 struct SignalLayout {
   std::uint32_t magic;
   std::uint32_t trainer;
   std::uint32_t server;
-  std::uint32_t unused;
+  std::uint32_t ordinal;
   std::uint64_t token;
   std::uint64_t version;
   std::uint64_t bytes;
-  std::uint64_t steps;
   std::uint64_t digest;
 };
 static_assert(sizeof(SignalLayout) == kSignalBytes);
@@ -36,9 +35,9 @@ static_assert(sizeof(AmaxLayout) == kAmaxHeaderBytes);
 }  // namespace
 
 std::array<std::byte, kSignalBytes> encode(const Signal& signal) noexcept {
-  return std::bit_cast<std::array<std::byte, kSignalBytes>>(SignalLayout{kSignalMagic, signal.trainer, signal.server, 0,
-                                                                         signal.token, signal.version, signal.bytes,
-                                                                         signal.steps, signal.digest});
+  return std::bit_cast<std::array<std::byte, kSignalBytes>>(SignalLayout{
+      kSignalMagic, signal.trainer, signal.server, signal.ordinal, signal.token, signal.version, signal.bytes,
+      signal.digest});
 }
 
 void encode_amax_header(std::span<std::byte> message, std::uint64_t token, std::uint32_t from,
@@ -54,8 +53,8 @@ FabricMessage parse_fabric_message(std::span<const std::byte> bytes) noexcept {
   if (magic == kSignalMagic && bytes.size() == kSignalBytes) {
     SignalLayout layout{};
     std::memcpy(&layout, bytes.data(), sizeof layout);
-    return Signal{layout.token, layout.version, layout.trainer, layout.server,
-                  layout.bytes, layout.steps,   layout.digest};
+    return Signal{layout.token,   layout.version, layout.trainer, layout.server,
+                  layout.ordinal, layout.bytes,   layout.digest};
   }
   if (magic == kAmaxMagic && bytes.size() >= kAmaxHeaderBytes && bytes.size() % sizeof(float) == 0) {
     AmaxLayout layout{};

@@ -1,4 +1,4 @@
-// What trainers say over the fabric itself: "all my bytes of this version are with you" and the amax values of
+// What trainers say over the fabric itself: "these bytes of this version are with you" and the amax values of
 // blocks that straddle shards. Fixed little-endian layouts. They arrive from a port that authenticates nobody:
 // parse() checks lengths, the token that came over the control plane says whether they belong here.
 #pragma once
@@ -13,15 +13,15 @@
 
 namespace weightcast {
 
-// Trainer to server, once per pair and version, after the flush.
+// Trainer to server, after a flush: some of what the table says that this pair moves has arrived. See signals_of().
 struct Signal {
   std::uint64_t token = 0;  // of the attempt, see Begin
   std::uint64_t version = 0;
   std::uint32_t trainer = 0;
   std::uint32_t server = 0;
-  std::uint64_t bytes = 0;
-  std::uint64_t steps = 0;
-  Digest digest = 0;  // over everything that this trainer put to this server
+  std::uint32_t ordinal = 0;  // of this signal among those of its pair, from 0; they arrive in any order
+  std::uint64_t bytes = 0;    // that it covers
+  Digest digest = 0;          // of these bytes
   friend bool operator==(const Signal&, const Signal&) = default;
 };
 
@@ -33,7 +33,7 @@ struct AmaxValues {
   std::span<const std::byte> values;  // float32, unaligned; a view into the parsed message
 };
 
-inline constexpr std::size_t kSignalBytes = 56;
+inline constexpr std::size_t kSignalBytes = 48;
 inline constexpr std::size_t kAmaxHeaderBytes = 24;
 
 [[nodiscard]] std::array<std::byte, kSignalBytes> encode(const Signal& signal) noexcept;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <functional>
 #include <utility>
 
@@ -15,34 +16,41 @@ constexpr std::uint64_t kPartBytes = 1 * MiB;  // enough to share evenly, and to
 
 }  // namespace
 
-void Verifier::adopt(ServerTable table) {
-  table_ = std::move(table);
+void Verifier::adopt(const ServerTable& table) {
   parts_.clear();
-  digests_ = std::vector<std::atomic<Digest>>(table_.senders.size());
-  for (std::size_t sender = 0; sender < table_.senders.size(); ++sender) {
-    for (const Piece& piece : table_.senders[sender].pieces) {
-      const Entry& entry = catalog_.entries[piece.entry];
-      const std::uint64_t element = entry.is_scales ? sizeof(float) : element_bytes(entry.recipe);
-      const std::uint64_t key = digest_key(entry.tensor, entry.is_scales);
-      for_each_matrix(piece.box, entry.box, [&](const MatrixView& view) {
-        const auto rows = static_cast<std::uint64_t>(view.rows);
-        Part part{sender,
-                  piece.entry,
-                  byte_at(entry, view.origin),
-                  0,
-                  static_cast<std::uint64_t>(view.cols) * element,
-                  row_stride(entry.strides_bytes, entry.box.axes),
-                  digest_frame(key, entry.box, view, element)};
-        const std::uint64_t rows_of_part = std::max<std::uint64_t>(1, kPartBytes / part.row_bytes);
-        for (std::uint64_t row = 0; row < rows; row += part.rows) {
-          part.rows = std::min(rows_of_part, rows - row);
-          parts_.push_back(part);
-          part.byte_offset += static_cast<std::uint64_t>(static_cast<std::int64_t>(part.rows) * part.row_stride);
-          part.frame.first_row += part.rows;
-        }
-      });
+  signals_.clear();
+  for (const ExpectedSender& sender : table.senders) {
+    auto piece = sender.pieces.begin();
+    for (const SignalExtent& signal : signals_of(sender, catalog_)) {
+      const std::size_t first = parts_.size();
+      for (const auto end = piece + static_cast<std::ptrdiff_t>(signal.pieces); piece != end; ++piece) {
+        add_parts_of(*piece);
+      }
+      signals_[sender.trainer].push_back({first, parts_.size()});
     }
   }
+}
+
+void Verifier::add_parts_of(const Piece& piece) {
+  const Entry& entry = catalog_.entries[piece.entry];
+  const std::uint64_t element = entry.is_scales ? sizeof(float) : element_bytes(entry.recipe);
+  const std::uint64_t key = digest_key(entry.tensor, entry.is_scales);
+  for_each_matrix(piece.box, entry.box, [&](const MatrixView& view) {
+    const auto rows = static_cast<std::uint64_t>(view.rows);
+    Part part{piece.entry,
+              byte_at(entry, view.origin),
+              0,
+              static_cast<std::uint64_t>(view.cols) * element,
+              row_stride(entry.strides_bytes, entry.box.axes),
+              digest_frame(key, entry.box, view, element)};
+    const std::uint64_t rows_of_part = std::max<std::uint64_t>(1, kPartBytes / part.row_bytes);
+    for (std::uint64_t row = 0; row < rows; row += part.rows) {
+      part.rows = std::min(rows_of_part, rows - row);
+      parts_.push_back(part);
+      part.byte_offset += static_cast<std::uint64_t>(static_cast<std::int64_t>(part.rows) * part.row_stride);
+      part.frame.first_row += part.rows;
+    }
+  });
 }
 
 Digest Verifier::digest_of(const Part& part, const LandingMemory& landing, std::uint64_t version) const {
@@ -52,25 +60,26 @@ Digest Verifier::digest_of(const Part& part, const LandingMemory& landing, std::
   return digest_rows(start, part.rows, part.row_bytes, part.row_stride, frame);
 }
 
-Status Verifier::verify(const LandingMemory& landing, std::uint64_t version, std::span<const Signal> signals) {
-  for (auto& digest : digests_) digest = 0;
-  std::atomic<std::size_t> next{0};
-  const auto work = [&](std::size_t) {
-    for (std::size_t index = next++; index < parts_.size(); index = next++) {
-      digests_[parts_[index].sender] += digest_of(parts_[index], landing, version);
+Status Verifier::verify(const LandingMemory& landing, const Signal& signal) {
+  const auto planned = signals_.find(signal.trainer);
+  if (planned == signals_.end() || signal.ordinal >= planned->second.size()) {
+    return {Code::invalid_argument, fmt::format("{}, version {}: no signal {} of trainer {} is planned",
+                                                name_of(catalog_), signal.version, signal.ordinal, signal.trainer)};
+  }
+  const auto [first, end] = planned->second[signal.ordinal];
+  std::atomic<Digest> digest{0};
+  std::atomic<std::size_t> next{first};
+  const auto work = [&, last = end](std::size_t) {
+    for (std::size_t index = next++; index < last; index = next++) {
+      digest += digest_of(parts_[index], landing, signal.version);
     }
   };
   team_.run(std::cref(work));  // by reference: nothing is allocated
-  for (std::size_t index = 0; index < table_.senders.size(); ++index) {
-    const ExpectedSender& sender = table_.senders[index];
-    if (const Digest digest = digests_[index]; digest != signals[index].digest) {
-      return {Code::corrupted,
-              fmt::format("{}, version {}: the {} bytes from trainer {} are not what it sent (digest {:016x}, sent as "
-                          "{:016x}): refused; push again, and check memory and network if it repeats",
-                          name_of(catalog_), version, sender.bytes, sender.trainer, digest, signals[index].digest)};
-    }
-  }
-  return {};
+  if (digest == signal.digest) return {};
+  return {Code::corrupted,
+          fmt::format("{}, version {}: the {} bytes from trainer {} are not what it sent (digest {:016x}, sent as "
+                      "{:016x}): refused; push again, and check memory and network if it repeats",
+                      name_of(catalog_), signal.version, signal.bytes, signal.trainer, digest.load(), signal.digest)};
 }
 
 }  // namespace weightcast

@@ -1,10 +1,9 @@
-// The server's proof that what landed is what was sent: the digest of each sender's pieces, recomputed over the
+// The server's proof that what landed is what was sent: the digest of what each signal covers, recomputed over the
 // landed bytes, which are read once.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
-#include <span>
+#include <map>
 #include <vector>
 
 #include "plugin/landing.h"
@@ -20,14 +19,13 @@ class Verifier {
   // `catalog` outlives it.
   Verifier(const Catalog& catalog, std::size_t threads) : catalog_(catalog), team_(threads) {}
 
-  void adopt(ServerTable table);
-  // `signals` are those of the table's senders, in that order. Code::corrupted names the first that does not match.
-  [[nodiscard]] Status verify(const LandingMemory& landing, std::uint64_t version, std::span<const Signal> signals);
+  void adopt(const ServerTable& table);
+  // Code::corrupted: what landed is not what the signal says. Code::invalid_argument: not a signal of the table.
+  [[nodiscard]] Status verify(const LandingMemory& landing, const Signal& signal);
 
  private:
   // Some rows of a piece.
   struct Part {
-    std::size_t sender = 0;  // index into table_.senders
     std::uint32_t entry = 0;
     std::uint64_t byte_offset = 0;  // in the entry's region
     std::uint64_t rows = 0;
@@ -36,11 +34,15 @@ class Verifier {
     DigestFrame frame;  // its seed is the entry's digest_key()
   };
   [[nodiscard]] Digest digest_of(const Part& part, const LandingMemory& landing, std::uint64_t version) const;
+  void add_parts_of(const Piece& piece);
 
   const Catalog& catalog_;
-  ServerTable table_;
   std::vector<Part> parts_;
-  std::vector<std::atomic<Digest>> digests_;  // by sender
+  struct Range {
+    std::size_t first = 0;
+    std::size_t end = 0;
+  };
+  std::map<std::uint32_t, std::vector<Range>> signals_;  // by trainer and ordinal: what of parts_ a signal covers
   Team team_;
 };
 

@@ -74,6 +74,13 @@ double Place::positive_number() const {
   return value_.get<double>();
 }
 
+double Place::number(double least, double most) const {
+  if (!value_.is_number() || !(value_.get<double>() >= least) || value_.get<double>() > most) {
+    fail(fmt::format("must be a number from {} to {}, is {}", least, most, value_.dump().substr(0, 100)));
+  }
+  return value_.get<double>();
+}
+
 bool Place::boolean() const {
   if (!value_.is_boolean()) fail("must be true or false");
   return value_.get<bool>();

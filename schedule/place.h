@@ -41,6 +41,7 @@ class Place {
                                      std::int64_t most = std::numeric_limits<std::int64_t>::max()) const;
   [[nodiscard]] std::uint64_t count() const;
   [[nodiscard]] double positive_number() const;
+  [[nodiscard]] double number(double least, double most) const;
   [[nodiscard]] bool boolean() const;
   [[nodiscard]] std::vector<std::int64_t> integers(std::size_t most, std::int64_t least) const;
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <numeric>
 #include <utility>
 
 #include "schedule/fingerprint.h"
@@ -108,6 +109,29 @@ std::vector<Box> chunks_of(const Box& box, const Box& frame, Recipe recipe, std:
   }
 }
 
+std::vector<SignalExtent> signals_of(std::span<const std::uint64_t> piece_bytes) {
+  constexpr std::uint64_t kMostSignals = 16;            // so that signals stay O(pairs)
+  constexpr std::uint64_t kFewestBytes = 8ULL << 20;  // less is verified in a millisecond, hardly worth a message
+  const std::uint64_t total = std::accumulate(piece_bytes.begin(), piece_bytes.end(), std::uint64_t{0});
+  const std::uint64_t enough = std::max(kFewestBytes, total / kMostSignals);
+  std::vector<SignalExtent> signals;
+  for (const std::uint64_t bytes : piece_bytes) {
+    if (signals.empty() || signals.back().bytes >= enough) signals.emplace_back();
+    ++signals.back().pieces;
+    signals.back().bytes += bytes;
+  }
+  return signals;
+}
+
+std::vector<SignalExtent> signals_of(const ExpectedSender& sender, const Catalog& own) {
+  std::vector<std::uint64_t> piece_bytes;
+  for (const Piece& piece : sender.pieces) {
+    piece_bytes.push_back(static_cast<std::uint64_t>(elements(piece.box)) *
+                          element_bytes(own.entries[piece.entry].recipe));
+  }
+  return signals_of(piece_bytes);
+}
+
 TrainerTable trainer_table(const Plan& plan, const Catalogs& catalogs, std::uint32_t trainer) {
   TrainerTable table;
   table.trainer = trainer;
@@ -136,13 +160,15 @@ TrainerTable trainer_table(const Plan& plan, const Catalogs& catalogs, std::uint
 ServerTable server_table(const Plan& plan, const Catalogs&, std::uint32_t server) {
   std::map<std::uint32_t, ExpectedSender> senders;
   const auto expect = [&](const auto& step, const Box& box, Recipe recipe) {
-    for (const auto& to : step.destinations) {
-      if (to.server != server) continue;
-      auto& sender = senders[step.trainer];
-      sender.trainer = step.trainer;
-      sender.bytes += step.count * static_cast<std::uint64_t>(elements(box)) * element_bytes(recipe);
-      for (std::uint32_t i = 0; i < step.count; ++i) {
+    const auto takes = [&](const Destination& to) { return to.server == server; };
+    if (std::none_of(step.destinations.begin(), step.destinations.end(), takes)) return;
+    auto& sender = senders[step.trainer];
+    sender.trainer = step.trainer;
+    for (std::uint32_t i = 0; i < step.count; ++i) {  // tensor by tensor, as the trainer sends
+      for (const auto& to : step.destinations) {
+        if (!takes(to)) continue;
         sender.pieces.push_back({plan.columns[to.column][step.first + i], box});
+        sender.bytes += static_cast<std::uint64_t>(elements(box)) * element_bytes(recipe);
       }
     }
   };

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -180,6 +181,17 @@ struct ServerTable {
   std::vector<ExpectedSender> senders;  // only those that send something
   friend bool operator==(const ServerTable&, const ServerTable&) = default;
 };
+
+// A sender signals to each of its servers several times, so that a server verifies what has come while the rest is on
+// its way. Both derive from their tables what each signal covers: a run of pieces, in the order of the table (steps,
+// then scale steps), from the bytes of each piece.
+struct SignalExtent {
+  std::size_t pieces = 0;
+  std::uint64_t bytes = 0;
+  friend bool operator==(const SignalExtent&, const SignalExtent&) = default;
+};
+[[nodiscard]] std::vector<SignalExtent> signals_of(std::span<const std::uint64_t> piece_bytes);
+[[nodiscard]] std::vector<SignalExtent> signals_of(const ExpectedSender& sender, const Catalog& own);
 
 // Plans without relay only: a server's table does not say yet what it passes on.
 [[nodiscard]] TrainerTable trainer_table(const Plan& plan, const Catalogs& catalogs, std::uint32_t trainer);

@@ -35,15 +35,16 @@ Run reach_of(const Entry& entry) {
 // axes are looked at byte by byte.
 bool is_nested(const Entry& entry) {
   std::array<std::pair<std::int64_t, std::int64_t>, kMaxAxes> axes;  // stride, extent
-  std::size_t count = 0;
+  axes.fill({0, 1});
   for (std::size_t axis = 0; axis < entry.box.axes; ++axis) {
-    if (entry.box.extent[axis] > 1) axes[count++] = {entry.strides_bytes[axis], entry.box.extent[axis]};
+    axes[axis] = {entry.strides_bytes[axis], entry.box.extent[axis]};
   }
-  std::sort(axes.begin(), axes.begin() + static_cast<std::ptrdiff_t>(count));
+  std::sort(axes.begin(), axes.end());
   auto reach = static_cast<std::int64_t>(element_bytes_of(entry));
-  for (std::size_t i = 0; i < count; ++i) {
-    if (axes[i].first < reach) return false;
-    reach += (axes[i].second - 1) * axes[i].first;
+  for (const auto& [stride, extent] : axes) {
+    if (extent == 1) continue;
+    if (stride < reach) return false;
+    reach += (extent - 1) * stride;
   }
   return true;
 }

@@ -13,6 +13,7 @@
 #include "quant/recipe.h"
 #include "schedule/model_shapes.h"
 #include "schedule/plan.h"
+#include "schedule/simulate.h"
 #include "schedule/topology.h"
 
 namespace weightcast {
@@ -63,6 +64,7 @@ struct Scenario {
   TrainerLayout trainers;
   Hardware trainer_hardware;
   std::vector<ServerPool> servers;  // ranks and replicas count on from pool to pool
+  SimulationOptions simulation;
 };
 
 // True when the document's "format" is a scenario's, so that it may be told from a catalog.

@@ -10,6 +10,7 @@
 #include "schedule/catalog_check.h"
 #include "schedule/place.h"
 #include "schedule/scenario.h"
+#include "schedule/simulation_json.h"
 #include "schedule/strict_json.h"
 #include "transport/base/status.h"
 
@@ -298,7 +299,7 @@ Scenario parse_scenario(std::string_view json_text, const std::string& origin) {
   }
   const auto document = parse_strict_json(json_text, origin);
   const Place root(document, origin);
-  root.require_keys({"format", "about", "model", "recipe", "trainers", "servers"});
+  root.require_keys({"format", "about", "model", "recipe", "trainers", "servers", "simulation"});
   if (root.at("format").text(kMaxNameBytes) != kFormat) root.at("format").fail(fmt::format("must be \"{}\"", kFormat));
   Scenario scenario;
   scenario.origin = origin;
@@ -318,6 +319,7 @@ Scenario parse_scenario(std::string_view json_text, const std::string& origin) {
     const auto ranks = product(std::array{layout.replicas, layout.pp, layout.dp, layout.tp});
     scenario.servers.push_back({layout, read_hardware(pool.at("hardware"), ranks)});
   }
+  if (root.has("simulation")) scenario.simulation = read_simulation(root.at("simulation"));
   return scenario;
 }
 

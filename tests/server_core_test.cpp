@@ -43,16 +43,15 @@ struct Server {
     hears(offer(1, {kFirstTrainer, kSecondTrainer}));
     REQUIRE(view().phase == ServerPhase::idle);
   }
-  std::vector<ServerAction>& hears_signal(std::uint32_t trainer, std::uint64_t token,
-                                          std::uint64_t bytes = kPartBytes) {
-    return event(SignalArrived{{token, view().next_version, trainer, 0, bytes, 1, 5}});
+  std::vector<ServerAction>& hears_signal(std::uint32_t trainer, std::uint64_t token, std::uint64_t bytes = kPartBytes,
+                                          Status verified = {}) {
+    return event(SignalArrived{{token, view().next_version, trainer, 0, 0, bytes, 5}, std::move(verified), 0.1});
   }
   void becomes_ready(std::uint64_t version, std::uint64_t token) {
     hears(Begin{version, token});
     if (view().phase == ServerPhase::allow_due) event(AllowCalled{version});
     hears_signal(0, token);
     hears_signal(1, token);
-    event(Verified{token, {}, 0.1});
     REQUIRE(view().phase == ServerPhase::ready);
   }
   [[nodiscard]] const ServerView& view() const { return core.view(); }
@@ -76,11 +75,8 @@ TEST_CASE("a server joins, connects, receives, verifies, is told to commit, and 
   const auto armed = sent<Armed>(server.hears(Begin{1, 77}));
   REQUIRE(armed.size() == 1);
   CHECK(armed[0].token == 77);
-  CHECK(all_of<Verify>(server.hears_signal(0, 77)).empty());
-  const auto verify = all_of<Verify>(server.hears_signal(1, 77));
-  REQUIRE(verify.size() == 1);
-  CHECK(verify[0].signals.size() == 2);
-  const auto ready = sent<Ready>(server.event(Verified{77, {}, 0.1}));
+  CHECK(sent<Ready>(server.hears_signal(0, 77)).empty());
+  const auto ready = sent<Ready>(server.hears_signal(1, 77));
   REQUIRE(ready.size() == 1);
   CHECK(ready[0].token == 77);
   CHECK(ready[0].bytes == 2 * kPartBytes);
@@ -97,11 +93,12 @@ TEST_CASE("stale tokens, other servers' signals, unknown trainers and duplicates
   server.hears(Begin{1, 77});
   CHECK(server.hears_signal(0, 76).empty());
   CHECK(server.hears_signal(9, 77).empty());
-  CHECK(server.event(SignalArrived{{77, 2, 0, 0, kPartBytes, 1, 5}}).empty());
-  CHECK(server.event(SignalArrived{{77, 1, 0, 1, kPartBytes, 1, 5}}).empty());
+  CHECK(server.event(SignalArrived{{77, 2, 0, 0, 0, kPartBytes, 5}, {}, 0}).empty());
+  CHECK(server.event(SignalArrived{{77, 1, 0, 1, 0, kPartBytes, 5}, {}, 0}).empty());
+  CHECK(server.event(SignalArrived{{77, 1, 0, 0, 1, kPartBytes, 5}, {}, 0}).empty());
   server.hears_signal(0, 77);
   CHECK(server.hears_signal(0, 77).empty());
-  CHECK(server.event(Verified{76, {}, 0}).empty());
+  CHECK(server.hears_signal(1, 76, kPartBytes, {Code::corrupted, "of an attempt that has ended"}).empty());
   CHECK(server.view().phase == ServerPhase::receiving);
 }
 
@@ -111,12 +108,11 @@ TEST_CASE("bytes that were not planned and digests that differ fail the attempt"
   server.hears(Begin{1, 77});
   const auto short_one = sent<Failed>(server.hears_signal(0, 77, kPartBytes - 1));
   REQUIRE(short_one.size() == 1);
-  CHECK(says_in(short_one[0].text, "trainer 0 sent 7 bytes of version 1, 8 were planned"));
+  CHECK(says_in(short_one[0].text, "trainer 0 sent 7 bytes of version 1 with its signal 0, 8 were planned"));
   CHECK(server.view().phase == ServerPhase::idle);
   server.hears(Begin{1, 78});
   server.hears_signal(0, 78);
-  server.hears_signal(1, 78);
-  const auto corrupted = sent<Failed>(server.event(Verified{78, {Code::corrupted, "digest of weight"}, 0}));
+  const auto corrupted = sent<Failed>(server.hears_signal(1, 78, kPartBytes, {Code::corrupted, "digest of weight"}));
   REQUIRE(corrupted.size() == 1);
   CHECK(corrupted[0].token == 78);
   CHECK(server.view().ended == 1);
@@ -260,7 +256,7 @@ TEST_CASE("a server to which nobody sends is ready as soon as it is armed") {
   TableOffer offer = server.offer(2, {kFirstTrainer, kSecondTrainer});
   offer.table = encode(ServerTable{0, {}});
   server.hears(offer);
-  CHECK(all_of<Verify>(server.hears(Begin{1, 77})).size() == 1);
+  CHECK(sent<Ready>(server.hears(Begin{1, 77})).size() == 1);
 }
 
 TEST_CASE("a table that cannot be read is reported with the server's name") {

@@ -2,7 +2,9 @@
 
 #include <cstdlib>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "schedule/planner.h"
 #include "schedule/strict_json.h"
@@ -107,4 +109,34 @@ TEST_CASE("a table of another rank or version, with foreign boxes or deep nestin
   CHECK(changed("/steps/0/7/0/2", std::uint64_t{1} << 63));
   CHECK(changed("/amax_in/0/1/0/1", 99));
   CHECK(is_refused(Bytes(100000, 0x81), decode));  // arrays in arrays
+}
+
+TEST_CASE("a pair signals after every 8 MiB, or after a sixteenth of its bytes where that is more") {
+  const std::uint64_t mib = 1ULL << 20;
+  CHECK(signals_of(std::span<const std::uint64_t>{}).empty());
+  CHECK(signals_of(std::vector{mib, mib}) == std::vector<SignalExtent>{{2, 2 * mib}});
+  CHECK(signals_of(std::vector{5 * mib, 4 * mib, mib, 90 * mib, mib}) ==
+        std::vector<SignalExtent>{{2, 9 * mib}, {2, 91 * mib}, {1, mib}});
+  CHECK(signals_of(std::vector<std::uint64_t>(1000, mib)).size() == 16);
+}
+
+TEST_CASE("a trainer and a server derive the same signals, each from its own table") {
+  const Catalogs catalogs = two_by_two();
+  const Plan plan = make_plan(catalogs, {});
+  for (std::uint32_t rank = 0; rank < 2; ++rank) {
+    const TrainerTable table = trainer_table(plan, catalogs, rank);
+    for (const std::uint32_t to : {0, 1}) {
+      std::vector<std::uint64_t> sent;
+      const auto add = [&](const auto& targets, const Box& box, std::uint64_t element) {
+        for (const TargetExtent& target : targets) {
+          if (target.server == to) sent.push_back(static_cast<std::uint64_t>(elements(box)) * element);
+        }
+      };
+      for (const auto& step : table.steps) add(step.targets, step.box, element_bytes(step.recipe));
+      for (const auto& step : table.scale_steps) add(step.targets, step.blocks, sizeof(float));
+      for (const ExpectedSender& sender : server_table(plan, catalogs, to).senders) {
+        if (sender.trainer == rank) CHECK(signals_of(sender, catalogs.servers[to]) == signals_of(sent));
+      }
+    }
+  }
 }

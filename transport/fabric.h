@@ -6,7 +6,8 @@
 // because a flush succeeds after failed puts.)
 //
 // Threads: one progress thread per fabric makes every call into UCX. All functions here may be called from any
-// thread; they submit to that thread through a bounded queue. The listener is called on the progress thread and
+// thread; they submit to that thread through a bounded queue, but for puts into memory that is mapped into this process
+// (what a peer on this host allocated): these the caller stores itself, and they are complete on return. The listener is called on the progress thread and
 // must not block.
 //
 // Errors: set-up functions throw Error; put() and signal() report through their Tally.
@@ -117,7 +118,7 @@ class Fabric {
   // Registers memory that somebody else owns. CUDA memory: one allocation in the units of
   // cuMemGetAddressRange; ranges over several VMM chunks are refused. The memory outlives the registration.
   [[nodiscard]] virtual RegionId register_memory(MemorySpan memory) = 0;
-  // Zeroed host memory that peers on this host reach with plain stores. Checks the free space of /dev/shm first.
+  // Zeroed host memory that peers on this host store into directly. Checks the free space of /dev/shm first.
   [[nodiscard]] virtual RegionId allocate(std::uint64_t bytes) = 0;
   [[nodiscard]] virtual MemorySpan memory(RegionId region) const = 0;
   virtual void release(RegionId region) = 0;

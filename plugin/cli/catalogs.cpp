@@ -21,7 +21,24 @@ void add_plan_input(CLI::App& command, PlanInput& input) {
                      "configuration file: chunk_bytes, scratch_bytes and unused_tensors count here");
   command.add_option("--unused", input.unused_tensors, "a tensor that no server takes; * stands for any characters")
       ->allow_extra_args(false);  // one each, so that catalogs may follow
-  command.add_flag("--no-relay", input.without_relay, "every server gets everything from trainers");
+  add_no_relay(command, input.without_relay);
+}
+
+void add_no_relay(CLI::App& command, bool& without_relay) {
+  command.add_flag("--no-relay", without_relay, "every server gets everything from trainers");
+}
+
+void add_changes(CLI::App& command, WhatIf& changes) {
+  const auto several = [&](const char* flag, std::vector<std::string>& values, const char* what, const char* type) {
+    command.add_option(flag, values, what)->allow_extra_args(false)->type_name(type);
+  };
+  several("--set", changes.settings,
+          "change the scenario: server.KEY and trainer.KEY of layout and hardware, simulation.KEY, model.KEY, recipe",
+          "KEY=VALUE");
+  several("--drop", changes.dropped, "trainer:RANK holds nothing; server:RANK leaves with its replica", "ROLE:RANK");
+  command.add_option("--add-replica", changes.added_replicas, "so many more replicas in the first pool")
+      ->check(CLI::Range(1U, 1U << 14))
+      ->type_name("COUNT");
 }
 
 namespace {

@@ -8,6 +8,7 @@
 #include "schedule/plan.h"
 #include "schedule/planner.h"
 #include "schedule/topology.h"
+#include "schedule/what_if.h"
 
 namespace weightcast::cli {
 
@@ -18,6 +19,11 @@ struct PlanInput {
   bool without_relay = false;
 };
 void add_plan_input(CLI::App& command, PlanInput& input);
+
+void add_no_relay(CLI::App& command, bool& without_relay);
+
+// --set, --drop, --add-replica.
+void add_changes(CLI::App& command, WhatIf& changes);
 
 struct Cluster {
   Catalogs catalogs;

@@ -28,11 +28,14 @@ void print(std::string_view text);
 void flush_output();
 
 void add_bench(CLI::App& app, Action& action);
+void add_catalogs(CLI::App& app, Action& action);
 void add_config(CLI::App& app, Action& action);
 void add_controller(CLI::App& app, Action& action);
+void add_diff(CLI::App& app, Action& action);
 void add_doctor(CLI::App& app, Action& action);
 void add_explain(CLI::App& app, Action& action);
 void add_keygen(CLI::App& app, Action& action);
 void add_plan(CLI::App& app, Action& action);
+void add_simulate(CLI::App& app, Action& action);
 
 }  // namespace weightcast::cli

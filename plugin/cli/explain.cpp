@@ -26,7 +26,7 @@ std::string steps_of(const Plan& plan, const Catalogs& catalogs, const std::stri
   const auto for_each_match = [&](const auto& step, const auto& line) {
     for (auto i = step.first; i < step.first + step.count; ++i) {
       const auto& name = catalogs.trainers[step.trainer].entries[plan.columns[step.column][i]].tensor;
-      if (fnmatch(pattern.c_str(), name.c_str(), 0) == 0) lines[name] += line();
+      if (fnmatch(pattern.c_str(), name.str().c_str(), 0) == 0) lines[name] += line();
     }
   };
   for (const auto& step : plan.steps) {

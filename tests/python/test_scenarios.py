@@ -72,6 +72,11 @@ def test_relay_brings_each_tensor_to_a_node_once_and_the_gap_is_small():
     assert 0 <= table["gap"] < 0.02 and table["makespan_s"] == pytest.approx((1 + table["gap"]) * table["bound_s"])
 
 
+@pytest.mark.parametrize("name", ["deepseek-v3_256to128", "kimi-k2_256to128"])
+def test_the_largest_scenarios_are_planned_and_proved_within_2_percent_of_their_bound(name):
+    assert 0 <= json.loads(weightcast("plan", "--json", SCENARIOS / f"{name}.json").stdout)["gap"] < 0.02
+
+
 def test_plan_as_json_says_what_it_took_and_the_gap():
     summary = json.loads(weightcast("plan", "--json", SCENARIOS / "demo_4to4.json").stdout)
     assert 0 < summary["plan_s"] < 60 and summary["peak_rss_bytes"] > 0 and summary["steps"] > 0
@@ -97,3 +102,64 @@ def test_a_bad_scenario_is_one_line_with_file_and_place(tmp_path):
     assert result.stderr.count("\n") == 1
     other = weightcast("plan", SCENARIOS / "smollm2-135m_2to2.json", file, check=False)
     assert other.returncode == 2 and "is a scenario: it makes all catalogs, give no other file" in other.stderr
+
+
+SMALL = SCENARIOS / "smollm2-135m_2to2.json"
+
+
+def test_simulate_says_how_long_and_what_binds():
+    text = weightcast("simulate", SMALL).stdout
+    for words in ("2 trainers to 2 servers", "until every server has verified it", "bound: ", "binding: ", "stall of an engine: staged"):
+        assert words in text
+    assert max(map(len, text.splitlines())) <= 110
+    found = json.loads(weightcast("simulate", "--json", SMALL).stdout)
+    assert found["makespan_s"] >= found["bound_s"] > 0 and found["gap"] == pytest.approx(found["makespan_s"] / found["bound_s"] - 1)
+    assert len(found["server_ready_s"]) == 2 and max(found["server_ready_s"]) == found["makespan_s"]
+
+
+def test_what_if_is_one_screen_with_both_bindings():
+    text = weightcast("simulate", SMALL, "--set", "server.nic_gbs=25", "--add-replica", "1").stdout
+    assert "as it is" in text and "with the changes" in text and "binding was " in text
+    assert len(text.splitlines()) <= 24 and max(map(len, text.splitlines())) <= 110
+
+
+def test_a_trace_opens_as_chrome_trace_events_and_is_whole_or_not_there(tmp_path):
+    trace = tmp_path / "trace.json"
+    weightcast("simulate", SMALL, "--trace", trace)
+    events = json.loads(trace.read_text())["traceEvents"]
+    names = {event["args"]["name"] for event in events if event["name"] == "process_name"}
+    assert names == {"trainer 0, simulated", "trainer 1, simulated", "server 0, simulated", "server 1, simulated"}
+    result = weightcast("simulate", SMALL, "--trace", tmp_path / "no/such/trace.json", check=False)
+    assert result.returncode == 1 and "cannot write" in result.stderr
+    both = tmp_path / "both.json"
+    weightcast("simulate", SMALL, "--trace", both, "--measured", trace)
+    assert "trainer 0, simulated, measured" in both.read_text()
+
+
+def test_diff_of_a_scenario_with_itself_and_with_a_replica_more():
+    assert json.loads(weightcast("diff", "--json", SMALL, SMALL).stdout)["bytes_moved"] == 0
+    found = json.loads(weightcast("diff", "--json", SMALL, "--add-replica", "1").stdout)
+    assert found["pairs"]["gone"] == 0 and found["pairs"]["new"] > 0
+    assert found["bytes_after"] == 2 * found["bytes_before"]
+    assert len(weightcast("diff", SMALL, "--add-replica", "1").stdout.splitlines()) <= 24
+
+
+def test_catalogs_of_a_scenario_make_its_plan(tmp_path):
+    weightcast("catalogs", SMALL, tmp_path)
+    files = sorted(tmp_path.glob("*.catalog.json"))
+    assert len(files) == 4
+    assert explained(*files)["direct"] == explained(SMALL)["direct"]
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (("--set", "server.nic_gb=25"), 'unknown key "nic_gb"; the nearest known one is'),
+    (("--set", "nonsense"), "--set nonsense: must be KEY=VALUE"),
+    (("--set", "simulation.windw=3"), 'unknown key "windw"; the nearest known one is "window"'),
+    (("--set", "simulation.stragglers=[{\"trainer\": 9, \"factor\": 2}]"), "there is no trainer 9"),
+    (("--drop", "trainer:9"), "--drop trainer:9: there are 2 trainers"),
+    (("--drop", "trainer:0"), "trainer"),
+])  # fmt: skip
+def test_a_change_that_makes_no_sense_is_one_line_and_exit_code_2(arguments, words):
+    result = weightcast("simulate", SMALL, *arguments, check=False)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert words in result.stderr and result.stderr.count("\n") == 1

@@ -53,7 +53,7 @@ def test_a_whole_plan_is_counted_step_by_step(tmp_path):
 def test_many_ranks_are_a_heat_map_with_every_pair(tmp_path):
     pairs = {(t, s): (t + 1) * 1_000_000 for t in range(20) for s in range(4)}
     figure = routes.draw(routes.Routes(pairs, 20, 4, {0: 0, 1: 0, 2: 1, 3: 1}))
-    cells = figure.axes[0].images[0].get_array()
+    cells = next(axes.images[0] for axes in figure.axes if axes.images).get_array()
     assert cells.shape == (20, 4)
     assert cells[19, 3] == 20
 
@@ -163,3 +163,52 @@ def test_wrong_usage_is_one_line(arguments, capsys):
         view.main(arguments)
     assert end.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+SIMULATION = {"trainers": 1, "servers": 1, "bytes": 5_000_000, "makespan_s": 0.02, "bound_s": 0.018, "binding": "take of server 0",
+              "spans": [["trainer", 0, "send", 0.0, 0.018], ["server", 0, "take", 0.001, 0.019], ["server", 0, "verify", 0.019, 0.02]]}  # fmt: skip
+
+
+def test_the_routing_table_has_a_cell_for_each_pair_and_totals_on_its_margins(tmp_path):
+    known = routes.read_routes(written(tmp_path / "table.json", TABLE))
+    figure = routes.matrix(known)
+    drawn = texts(figure)
+    assert drawn.count("3.0 MB") == 2 and drawn.count("1.0 MB") == 2  # each row's and each column's total
+    assert "3.0\nMB" in drawn and "1.0\nMB" in drawn
+    assert figure.get_suptitle() == "2 trainers to 2 servers in 2 replicas: 4.0 MB"
+
+
+def test_a_large_routing_table_has_bars_for_totals(tmp_path):
+    pairs = {(t, s): 1_000_000_000 for t in range(128) for s in range(32)}
+    figure = routes.matrix(routes.Routes(pairs, 128, 32, {}))
+    bars = [patch.get_height() for patch in figure.axes[0].patches]
+    assert bars == [128.0] * 32
+
+
+def test_the_gantt_has_a_row_for_each_rank_and_marks_bound_and_end(tmp_path):
+    from weightcast import gantt
+
+    figure = gantt.draw(gantt.read_timeline(written(tmp_path / "simulation.json", SIMULATION)))
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["trainer 0", "server 0"]
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "bound, 18 ms" in named and "verified everywhere, 20 ms" in named
+    send = axes.collections[0].get_paths()[0].vertices
+    assert send[:, 0].max() == pytest.approx(18) and 0 <= send[:, 1].min() < send[:, 1].max() <= 1
+
+
+@pytest.mark.parametrize("kind, document", [("routing", TABLE), ("gantt", SIMULATION)])
+@pytest.mark.parametrize("ending", ["png", "svg"])
+def test_pictures_are_written_as_their_names_say(tmp_path, kind, document, ending):
+    output = tmp_path / f"picture.{ending}"
+    assert view.main([kind, str(written(tmp_path / "in.json", document)), "-o", str(output)]) == 0
+    assert output.read_bytes()[:5] in (b"\x89PNG\r", b"<?xml")
+
+
+@pytest.mark.parametrize("document", ["{", "[]", {"spans": []}, SIMULATION | {"spans": [["trainer", 0, "sleep", 0, 1]]},
+                                      SIMULATION | {"spans": [[1, 2]]}])  # fmt: skip
+def test_a_file_that_is_no_simulation_is_refused_in_one_line(tmp_path, capsys, document):
+    file = written(tmp_path / "bad.json", document)
+    assert view.main(["gantt", str(file), "-o", str(tmp_path / "x.png")]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"weightcast-view: {file}") and message.count("\n") == 1

@@ -96,8 +96,7 @@ void World::land(const Target& target, std::uint32_t trainer, const Stamp& stamp
 void World::signal(Process& process, const Target& target, const Stamp& stamp) {
   Process* server = current({Role::server, target.server});
   if (server->incarnation != target.incarnation) return;
-  const Signal said{stamp.token, stamp.version, process.key.rank, target.server, 8, 1, stamp.content};
-  at_process(*server, Milliseconds(0), [this, server, said] { server_event(*server, SignalArrived{said}); });
+  hear_signal(*server, {stamp.token, stamp.version, process.key.rank, target.server, 0, 8, stamp.content});
 }
 
 void World::end_move(Process& process, std::uint64_t version, std::uint64_t token, Status status) {
@@ -158,8 +157,6 @@ void World::server_event(Process& process, const ServerEvent& event) {
       }
       if (const auto* ready = std::get_if<Ready>(&send->message)) ready_.insert({process.key.rank, ready->version});
       send_up(process, send->message);
-    } else if (const auto* order = std::get_if<Verify>(&action)) {
-      verify(process, *order);
     } else if (!std::holds_alternative<AdoptTable>(action)) {
       if (const auto before = memories_.find(process.memory); before != memories_.end()) {
         ++fabrics_closed_;
@@ -177,19 +174,19 @@ void World::take_memory(Process& process) {
   server_event(process, CardMade{{}, card, {{0, 0}}});
 }
 
-void World::verify(Process& process, const Verify& order) {
-  at_process(process, mostly_between(1, 20), [this, &process, order] {
+// Verifies what the signal covers, as the server's worker does, and tells the core.
+void World::hear_signal(Process& process, const Signal& signal) {
+  at_process(process, mostly_between(1, 20), [this, &process, signal] {
     Memory& memory = memories_[process.memory];
-    for (const Signal& signal : order.signals) {
-      const Stamp& stamp = memory.parts[signal.trainer];
-      if (memory.attempt != order.token) continue;  // this attempt has ended
-      expect(stamp.token == order.token && stamp.content == signal.digest,
+    const Stamp& stamp = memory.parts[signal.trainer];
+    if (memory.attempt == signal.token) {
+      expect(stamp.token == signal.token && stamp.content == signal.digest,
              fmt::format("what server {} verifies is what trainer {} sent", process.key.rank, signal.trainer));
     }
-    Verified answer{order.token, {}, 0.1};
-    if (chance(options_.faults && !is_calm_ ? 0.03 : 0)) answer.status = Status(Code::corrupted, "digest");
-    server_event(process, answer);
-    if (process.server->view().phase == ServerPhase::ready && memory.attempt == order.token) memory.sealed = true;
+    SignalArrived arrived{signal, {}, 0.1};
+    if (chance(options_.faults && !is_calm_ ? 0.03 : 0)) arrived.verified = Status(Code::corrupted, "digest");
+    server_event(process, arrived);
+    if (process.server->view().phase == ServerPhase::ready && memory.attempt == signal.token) memory.sealed = true;
   });
 }
 

@@ -127,7 +127,7 @@ class World {
   void drive_push(Process& process);
   // servers
   void server_event(Process& process, const ServerEvent& event);
-  void verify(Process& process, const Verify& order);
+  void hear_signal(Process& process, const Signal& signal);
   void drive_host(Process& process);
   void commit(Process& process, std::uint64_t version);
   void take_memory(Process& process);

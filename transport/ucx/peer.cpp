@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "transport/base/log.h"
+#include "transport/base/stream_copy.h"
 #include "transport/ucx/inspect.h"
 
 namespace weightcast {
@@ -61,7 +62,20 @@ void Peer::unpack_keys(const Card& card) {
     }
     rkeys_.emplace_back(rkey);
     targets_.push_back({reinterpret_cast<std::byte*>(region.base_address), region.bytes, region.kind});
+    void* mapped = nullptr;
+    const bool host = region.kind == MemoryKind::host;  // cuda_ipc maps too
+    const bool is_mapped = host && ucx().ucp_rkey_ptr(rkey, region.base_address, &mapped) == UCS_OK;
+    const std::scoped_lock lock(mapped_mutex_);
+    mapped_.push_back(is_mapped ? static_cast<std::byte*>(mapped) : nullptr);
   }
+}
+
+bool Peer::store(std::uint32_t target, std::uint64_t offset, const std::byte* from, std::uint64_t bytes) {
+  const std::shared_lock lock(mapped_mutex_);
+  if (target >= mapped_.size() || mapped_[target] == nullptr) return false;
+  if (Clock::now().time_since_epoch().count() >= setup_.lease->load(std::memory_order_acquire)) return false;
+  stream_copy(mapped_[target] + offset, from, bytes);
+  return true;
 }
 
 bool Peer::pump() {
@@ -246,6 +260,10 @@ void Peer::end_tallies() {
 
 void Peer::start_close() {
   if (std::exchange(closing_, true)) return;
+  {
+    const std::scoped_lock lock(mapped_mutex_);
+    mapped_.clear();
+  }
   queue_.close();
   drop_waiting({Code::aborted, fmt::format("{} was disconnected before this operation began", setup_.name)});
   end_tallies();
@@ -281,10 +299,11 @@ bool Peer::is_closed() {
 }
 
 std::string Peer::path_to(std::uint32_t target) const {
-  void* mapped = nullptr;
-  const auto address = reinterpret_cast<std::uint64_t>(targets_[target].address);
-  const bool host = targets_[target].kind == MemoryKind::host;  // cuda_ipc maps too
-  if (host && ucx().ucp_rkey_ptr(rkeys_[target].get(), address, &mapped) == UCS_OK) return "posix";
+  const bool host = targets_[target].kind == MemoryKind::host;
+  {
+    const std::shared_lock lock(mapped_mutex_);
+    if (target < mapped_.size() && mapped_[target] != nullptr) return "posix";
+  }
   const auto lanes = parse_put_lanes(printed([this](std::FILE* out) { ucx().ucp_ep_print_info(endpoint_, out); }));
   const auto only_cuda = [](const std::string& name) { return name.starts_with("cuda") || name == "gdr_copy"; };
   for (const auto& lane : lanes) {

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <shared_mutex>
 #include <string>
 #include <vector>
 
@@ -50,6 +51,9 @@ class Peer {
   [[nodiscard]] std::size_t offered() const noexcept { return offered_; }
   [[nodiscard]] bool is_probe_slot(std::size_t target) const noexcept { return target == 0 || target > offered_; }
 
+  // Any thread: stores into a region of the peer that is mapped into this process. False: it is not, or the lease has run
+  // out, or the peer is being closed; nothing was stored then, and a submission says why.
+  [[nodiscard]] bool store(std::uint32_t target, std::uint64_t offset, const std::byte* from, std::uint64_t bytes);
   // Posts what waits, as far as the window lets it. True if it posted something.
   bool pump();
   // False when everything that waits must wait for something in flight.
@@ -66,7 +70,7 @@ class Peer {
   [[nodiscard]] bool close_is_overdue() const { return Clock::now() > close_by_ + Milliseconds(3000); }
   // Kept until the peer goes: memory and tallies of a connect() that ended early.
   void keep(std::shared_ptr<void> thing) { kept_.push_back(std::move(thing)); }
-  // The transport that carries puts to the target, as far as UCX tells.
+  // The transport that carries puts to the target, as far as UCX tells: "posix" is mapped here, see store().
   [[nodiscard]] std::string path_to(std::uint32_t target) const;
 
  private:
@@ -111,6 +115,8 @@ class Peer {
   ucp_ep_h endpoint_ = nullptr;
   std::vector<UcxRkey> rkeys_;
   std::vector<MemorySpan> targets_;  // addresses in the peer
+  mutable std::shared_mutex mapped_mutex_;  // shared by those who store: they are done before the mapping goes
+  std::vector<std::byte*> mapped_;   // guarded by mapped_mutex_: targets' addresses here, null where there is none
   std::size_t offered_ = 0;
   std::vector<Flight> flights_;  // `window` for transfers, as many for flushes and messages
   std::vector<Batch> batches_;

@@ -231,11 +231,16 @@ Status UcxFabric::put(const Put& put, Deadline deadline) {
   if (auto status = check_range("target", put.target_offset, put.bytes, peer->targets()[target].bytes); !status.ok()) {
     return status;
   }
+  const auto target_index = static_cast<std::uint32_t>(target);
+  const bool host = source->span().kind == MemoryKind::host;
+  if (host && peer->store(target_index, put.target_offset, source->span().address + put.source_offset, put.bytes)) {
+    return {};
+  }
   auto status = peer->queue().push(deadline, peer->name(), [&](Submission& slot) {
     slot.kind = Submission::Kind::put;
     slot.local = std::move(source);
     slot.local_offset = put.source_offset;
-    slot.target = static_cast<std::uint32_t>(target);
+    slot.target = target_index;
     slot.target_offset = put.target_offset;
     slot.bytes = put.bytes;
     slot.tally = put.tally;

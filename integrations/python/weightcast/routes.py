@@ -1,4 +1,4 @@
-"""Who sends how much to whom: read from the JSON of `weightcast plan` or `weightcast explain`, drawn as a picture."""
+"""Who sends how much to whom: read from the JSON of `weightcast explain` or `weightcast plan --steps`, drawn as a picture."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Routes:
         return sum(self.bytes.values())
 
     def out_of(self, trainer: int) -> int:
-        return sum(count for (t, _), count in self.bytes.items() if t == trainer)
+        return sum(self.bytes.get((trainer, server), 0) for server in range(self.servers))
 
     def into(self, server: int) -> int:
-        return sum(count for (_, s), count in self.bytes.items() if s == server)
+        return sum(self.bytes.get((trainer, server), 0) for trainer in range(self.trainers))
 
 
 def size_text(bytes_: float) -> str:
@@ -63,7 +63,7 @@ def read_routes(file: File) -> Routes:
     except UnicodeDecodeError:
         raise ValueError(f"{file} is not text") from None
     except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{file} is not the JSON of `weightcast plan` or `weightcast explain`: "
+        raise ValueError(f"{file} is not the JSON of `weightcast explain` or `weightcast plan --steps`: "
                          f"{type(error).__name__} {error}") from None  # fmt: skip
 
 
@@ -86,23 +86,27 @@ def _of_plan(plan: dict) -> Routes:
             for begin, end in re.findall(r"(\d+):(\d+)", step[box]):
                 bytes_ *= int(end) - int(begin)
             for destination in step["destinations"]:
-                count[step["trainer"], destination["server"]] += bytes_
+                if "relay" not in destination:  # else another server puts it there
+                    count[step["trainer"], destination["server"]] += bytes_
     return Routes(dict(count), len(plan["trainer_bytes"]), len(plan["server_bytes"]), {})
 
 
 def draw(routes: Routes) -> Figure:
-    """Ribbons as wide as their bytes; a heat map when there are too many ranks for that."""
+    """Ribbons as wide as their bytes; a matrix when there are too many ranks for that."""
     if max(routes.trainers, routes.servers) <= MOST_RIBBONS:
         return _ribbons(routes)
-    return _heat_map(routes)
+    return matrix(routes)
+
+
+def _summary(routes: Routes) -> str:
+    replicas = len(set(routes.replicas.values()))
+    inside = f" in {replicas} replica{'s' * (replicas != 1)}" if replicas else ""
+    return (f"{routes.trainers} trainer{'s' * (routes.trainers != 1)} to "
+            f"{routes.servers} server{'s' * (routes.servers != 1)}{inside}: {size_text(routes.total)}")  # fmt: skip
 
 
 def _title(axes: Axes, routes: Routes) -> None:
-    replicas = len(set(routes.replicas.values()))
-    inside = f" in {replicas} replica{'s' * (replicas != 1)}" if replicas else ""
-    axes.set_title(f"{routes.trainers} trainer{'s' * (routes.trainers != 1)} to "
-                   f"{routes.servers} server{'s' * (routes.servers != 1)}{inside}: {size_text(routes.total)}",
-                   fontsize=13, pad=14)  # fmt: skip
+    axes.set_title(_summary(routes), fontsize=13, pad=14)
     if routes.bound:
         axes.text(0.5, -0.04, f"bound: {routes.bound}", transform=axes.transAxes, ha="center", fontsize=9, color="0.35")
 
@@ -163,12 +167,20 @@ def _ribbon(left: float, left_height: float, right: float, right_height: float, 
     return PathPatch(Path(points, codes), facecolor=color, alpha=0.45, edgecolor="white", linewidth=0.6)
 
 
-def _heat_map(routes: Routes) -> Figure:
+def matrix(routes: Routes) -> Figure:
+    """Trainers against servers: a cell for each pair, its bytes as colour, and as text where it can be read; what each
+    rank sends or takes in all is on the margins."""
     megabytes = [[routes.bytes.get((t, s), 0) / 1e6 for s in range(routes.servers)] for t in range(routes.trainers)]
-    # An inch for each sixteen ranks, within what a page shows.
-    figure, axes = plt.subplots(figsize=(min(4 + routes.servers / 5, 16), min(3 + routes.trainers / 6, 14)))
+    # Half an inch for each rank where cells have text, less where they are many, within what a page shows.
+    width, height = (min(max(0.62 * n if n <= MOST_RIBBONS else n / 9, 2.6), 13) for n in (routes.servers, routes.trainers))
+    figure, grid = plt.subplots(
+        2, 3, figsize=(width + 3.4, height + 2.4), layout="constrained",
+        width_ratios=[width, 1.3, 0.22], height_ratios=[1.0, height])  # fmt: skip
+    (above, corner, no_bar), (axes, beside, bar) = grid
+    for unused in (corner, no_bar):
+        unused.axis("off")
     image = axes.imshow(megabytes, cmap="Blues", vmin=0, aspect="auto", interpolation="nearest")
-    figure.colorbar(image, ax=axes, label="MB in one update")
+    figure.colorbar(image, cax=bar, label="MB from a trainer to a server")
     axes.set_xlabel("server")
     axes.set_ylabel("trainer")
     for axis, count in ((axes.xaxis, routes.servers), (axes.yaxis, routes.trainers)):
@@ -177,8 +189,42 @@ def _heat_map(routes: Routes) -> Figure:
     for server in range(1, routes.servers):
         if routes.replicas.get(server) != routes.replicas.get(server - 1):
             axes.axvline(server - 0.5, color="0.5", linewidth=0.8)
-    _title(axes, Routes(routes.bytes, routes.trainers, routes.servers, routes.replicas))
+    if max(routes.trainers, routes.servers) <= MOST_RIBBONS:
+        _write_cells(axes, routes)
+    _margin(above, [routes.into(s) for s in range(routes.servers)], axes, upright=True)
+    _margin(beside, [routes.out_of(t) for t in range(routes.trainers)], axes, upright=False)
+    figure.suptitle(_summary(routes), fontsize=13)
     if routes.bound:
-        figure.text(0.5, 0.01, f"bound: {routes.bound}", ha="center", fontsize=9, color="0.35")
-    figure.tight_layout(rect=(0, 0.03, 1, 1))
+        figure.supxlabel(f"bound: {routes.bound}", fontsize=9, color="0.35")
     return figure
+
+
+def _write_cells(axes: Axes, routes: Routes) -> None:
+    most = max(routes.bytes.values())
+    for (t, s), count in routes.bytes.items():
+        axes.text(s, t, size_text(count).replace(" ", "\n"), ha="center", va="center", fontsize=8,
+                  color="white" if count > 0.6 * most else "0.2")  # fmt: skip
+
+
+def _margin(axes: Axes, totals: Sequence[int], cells: Axes, *, upright: bool) -> None:
+    """Totals of one side as bars along its cells, named where there is room."""
+    gigabytes, ranks = [total / 1e9 for total in totals], range(len(totals))
+    if upright:
+        axes.bar(ranks, gigabytes, width=0.9, color="0.55")
+        axes.sharex(cells)
+        axes.tick_params(labelbottom=False, labelsize=8)
+        axes.set_ylabel("GB taken", fontsize=8)
+    else:
+        axes.barh(ranks, gigabytes, height=0.9, color="0.55")
+        axes.sharey(cells)
+        axes.tick_params(labelleft=False, labelsize=8)
+        axes.set_xlabel("GB sent", fontsize=8)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if len(totals) > MOST_RIBBONS:
+        return
+    (axes.set_ylim if upright else axes.set_xlim)(0, 1.35 * max(gigabytes))
+    for rank, total in enumerate(totals):
+        at = (rank, total / 1e9) if upright else (total / 1e9, rank)
+        axes.annotate(size_text(total), at, (0, 2) if upright else (3, 0), textcoords="offset points", fontsize=7,
+                      ha="center" if upright else "left", va="bottom" if upright else "center")  # fmt: skip

@@ -37,10 +37,19 @@ class Server(abi.Handle):
 
     def __init__(self, config: abi.Config, rank: int, replica: int, parameters: Sequence[Parameter],
                  arrays: Mapping[str, Any]) -> None:  # fmt: skip
-        self._arrays = dict(arrays)
-        self.catalog = server_catalog(rank, replica, parameters, arrays)
-        text, catalog = abi.config_text(config, rank=rank, replica=replica), json.dumps(self.catalog).encode()
-        super().__init__(lambda out: abi.api().server_open(text, catalog, out))
+        self._join(config, server_catalog(rank, replica, parameters, arrays), list(arrays.values()))
+
+    def _join(self, config: abi.Config, catalog: dict[str, Any], arrays: list[Any]) -> None:
+        self._arrays, self.catalog = arrays, catalog
+        text = abi.config_text(config, rank=catalog["rank"], replica=catalog["replica"])
+        super().__init__(lambda out: abi.api().server_open(text, json.dumps(catalog).encode(), out))
+
+    @classmethod
+    def from_catalog(cls, config: abi.Config, catalog: dict[str, Any], arrays: Sequence[Any]) -> Server:
+        """A server whose catalog is known already (schedule/FORMATS.md); `arrays` own the memory that it names."""
+        server = cls.__new__(cls)
+        server._join(config, catalog, list(arrays))
+        return server
 
     @classmethod
     def from_rules(cls, config: abi.Config, rank: int, replica: int, ranks: int, manifest: Manifest,

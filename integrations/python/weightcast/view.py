@@ -1,6 +1,8 @@
-"""weightcast-view: what people look at. A routing table as a picture, the progress of updates on the terminal.
+"""weightcast-view: what people look at. A routing table and an update as pictures, the progress of updates on the terminal.
 
     weightcast explain --json *.catalog.json >plan.json && weightcast-view plan plan.json -o plan.png
+    weightcast explain --json scenario.json >plan.json && weightcast-view routing plan.json -o routing.svg
+    weightcast simulate --json scenario.json >simulation.json && weightcast-view gantt simulation.json -o gantt.png
     weightcast-view watch controller-status.jsonl
 
 Exit codes: 0 done, 1 it failed, 2 wrong arguments or input.
@@ -28,10 +30,16 @@ def _parser() -> argparse.ArgumentParser:
     codes = "Exit codes: 0 done, 1 it failed, 2 wrong arguments or input."
     parser = _OneLineParser("weightcast-view", description="Pictures and live progress of weight updates.", epilog=codes)
     commands = parser.add_subparsers(dest="command", required=True)
-    plan = commands.add_parser("plan", help="draws who sends how much to whom",
-                               epilog=f"Example: weightcast-view plan plan.json -o plan.png. {codes}")  # fmt: skip
-    plan.add_argument("plan", type=Path, help="what `weightcast plan --json` or `weightcast explain --json` printed")
-    plan.add_argument("-o", "--output", type=Path, required=True, help="the picture; .png, .svg and .pdf are known")
+    table = "what `weightcast explain --json` or `weightcast plan --steps` printed"
+    for name, what, source in (
+        ("plan", "draws who sends how much to whom, as ribbons where ranks are few", table),
+        ("routing", "draws the routing table: trainers against servers, totals on the margins", table),
+        ("gantt", "draws when every rank does what", "what `weightcast simulate --json` printed"),
+    ):
+        picture = commands.add_parser(name, help=what, epilog=f"Example: weightcast-view {name} {name}.json -o {name}.png. {codes}")
+        picture.add_argument("file", type=Path, help=source)
+        picture.add_argument("-o", "--output", type=Path, help="the picture; .png, .svg and .pdf are known (default: beside "
+                             "the file, .png)")  # fmt: skip
     watch = commands.add_parser("watch", help="shows the progress of updates until they are over",
                                 epilog=f"Example: weightcast-view watch status.jsonl. {codes}")  # fmt: skip
     watch.add_argument("status", nargs="+", help="a file that grows by one JSON status a line; - is standard input")
@@ -39,15 +47,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _draw_plan(file: Path, output: Path) -> int:
-    from . import routes  # matplotlib takes a while to load
+def _draw(kind: str, file: Path, output: Path) -> int:
+    from . import gantt, routes  # matplotlib takes a while to load
 
-    known = routes.read_routes(file)
-    if not known.bytes:
-        raise ValueError(f"{file}: in this plan nobody sends anything")
+    if kind == "gantt":
+        timeline = gantt.read_timeline(file)
+        figure, said = gantt.draw(timeline), f"{timeline.trainers + timeline.servers} ranks, {len(timeline.spans)} spans"
+    else:
+        known = routes.read_routes(file)
+        if not known.bytes:
+            raise ValueError(f"{file}: in this plan nobody sends anything")
+        figure = (routes.draw if kind == "plan" else routes.matrix)(known)
+        said = f"{routes.size_text(known.total)} over {len(known.bytes)} pairs"
     with whole_file(output, "wb") as picture:
-        routes.draw(known).savefig(picture, dpi=150, format=output.suffix.removeprefix(".") or "png")
-    print(f"{output} written: {routes.size_text(known.total)} over {len(known.bytes)} pairs")
+        figure.savefig(picture, dpi=150, format=output.suffix.removeprefix(".") or "png")
+    print(f"{output} written: {said}")
     return 0
 
 
@@ -63,9 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         with standard_output():
-            if options.command == "plan":
-                return _draw_plan(options.plan, options.output)
-            return _watch(options.status, options.wait_s)
+            if options.command == "watch":
+                return _watch(options.status, options.wait_s)
+            return _draw(options.command, options.file, options.output or options.file.with_suffix(".png"))
     except ValueError as error:
         code, text = 2, str(error)
     except OSError as error:  # also TimeoutError

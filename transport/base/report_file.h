@@ -1,4 +1,4 @@
-// The figures of a measurement as a file: whole under its name, or not there.
+// What a command writes as a file: whole under its name, or not there.
 #pragma once
 
 #include <fmt/format.h>
@@ -7,16 +7,18 @@
 
 #include <cerrno>
 #include <cstdio>
-#include <stdexcept>
 #include <string>
 #include <system_error>
+#include <utility>
+
+#include "transport/base/status.h"
 
 namespace weightcast {
 
 class ReportFile {
  public:
-  // Empty: none is wanted. Opened before anything is measured, so that a bad path costs no run; throws
-  // std::runtime_error, here and below, with the name and the cause.
+  // Empty: none is wanted. Opened before anything is worked out, so that a bad path costs no run; throws
+  // Error{unavailable}, here and below, with the name and the cause.
   explicit ReportFile(std::string path) : path_(std::move(path)) {
     if (path_.empty()) return;
     struct stat facts {};
@@ -36,7 +38,7 @@ class ReportFile {
   void keep(const std::string& text) {
     errno = 0;
     if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
-      throw std::runtime_error(fmt::format("cannot write standard output: {}", cause()));
+      throw Error(Code::unavailable, fmt::format("cannot write standard output: {}", cause()));
     }
     if (path_.empty()) return;
     bool ok = std::fwrite(text.data(), 1, text.size(), file_) == text.size() && std::fflush(file_) == 0;
@@ -47,7 +49,7 @@ class ReportFile {
 
  private:
   static std::string cause() { return errno == 0 ? "an earlier write failed" : std::generic_category().message(errno); }
-  [[noreturn]] void fail() { throw std::runtime_error(fmt::format("cannot write {}: {}", path_, cause())); }
+  [[noreturn]] void fail() { throw Error(Code::unavailable, fmt::format("cannot write {}: {}", path_, cause())); }
 
   const std::string path_;
   std::string written_;

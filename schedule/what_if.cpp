@@ -1,0 +1,133 @@
+#include "schedule/what_if.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <nlohmann/json.hpp>
+
+#include "schedule/strict_json.h"
+#include "transport/base/status.h"
+
+namespace weightcast {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+[[noreturn]] void refuse(const std::string& what) { throw Error(Code::invalid_argument, what); }
+
+bool is_hardware(std::string_view key) {
+  constexpr std::array<std::string_view, 5> kKeys = {"nodes", "gpus_per_node", "nics_per_gpu", "nic_gbs", "nvlink_gbs"};
+  return std::find(kKeys.begin(), kKeys.end(), key) != kKeys.end();
+}
+
+Json& part_of(Json& document, std::string_view key) { return document[std::string(key)]; }
+
+void set_of_side(Json& side, std::string key, Json value, const std::string& setting) {
+  if (key == "nic_gbps") {
+    constexpr double kBits = 8;
+    if (!value.is_number()) refuse(fmt::format("--set {}: must be a number of Gbit/s", setting));
+    key = "nic_gbs";
+    value = value.get<double>() / kBits;
+  }
+  if (side.is_object()) part_of(part_of(side, is_hardware(key) ? "hardware" : "layout"), key) = std::move(value);
+}
+
+void set(Json& document, const std::string& setting) {
+  const auto equals = setting.find('=');
+  const auto path = setting.substr(0, equals);
+  if (equals == std::string::npos || path.empty()) refuse(fmt::format("--set {}: must be KEY=VALUE", setting));
+  const auto text = setting.substr(equals + 1);
+  auto value = Json::parse(text, nullptr, false);
+  if (value.is_discarded()) value = text;
+  const auto dot = path.find('.');
+  const auto part = path.substr(0, dot);
+  if (dot == std::string::npos) {
+    if (part != "recipe")
+      refuse(fmt::format("--set {}: \"{}\" is no key; did you mean {}.{}?", setting, part, "server", part));
+    document["recipe"] = std::move(value);
+    return;
+  }
+  const auto key = path.substr(dot + 1);
+  if (part == "trainer" || part == "trainers") return set_of_side(document["trainers"], key, std::move(value), setting);
+  if (part == "server" || part == "servers") {
+    for (auto& pool : document["servers"]) set_of_side(pool, key, value, setting);
+    return;
+  }
+  if (part != "simulation" && part != "model") {
+    refuse(fmt::format("--set {}: \"{}\" is no part of a scenario; the nearest is \"{}\"", setting, part,
+                       nearest(part, {"trainer", "server", "simulation", "model"})));
+  }
+  document[part][key] = std::move(value);
+}
+
+void add_replicas(Json& document, std::uint32_t added) {
+  auto& pool = document.at("servers").at(0);
+  auto& replicas = pool.at("layout")["replicas"];
+  const std::uint64_t before = replicas.is_null() ? 1 : replicas.get<std::uint64_t>();
+  const auto after = before + added;
+  auto& nodes = pool.at("hardware").at("nodes");
+  auto& gpus = pool.at("hardware").at("gpus_per_node");
+  replicas = after;
+  const auto wanted = nodes.get<std::uint64_t>() * after;
+  if (wanted % before == 0) {
+    nodes = wanted / before;
+  } else {  // several replicas to a node
+    gpus = gpus.get<std::uint64_t>() * nodes.get<std::uint64_t>() * after / before;
+    nodes = 1;
+  }
+}
+
+struct Named {
+  Role role = Role::trainer;
+  std::uint32_t rank = 0;
+};
+
+Named named(const std::string& text, const Catalogs& catalogs) {
+  const auto colon = text.find(':');
+  const auto role = text.substr(0, colon);
+  Named found;
+  found.role = role == "server" ? Role::server : Role::trainer;
+  const auto* end = text.data() + text.size();
+  const auto read = colon == std::string::npos ? std::from_chars_result{end, std::errc::invalid_argument}
+                                               : std::from_chars(text.data() + colon + 1, end, found.rank);
+  if ((role != "trainer" && role != "server") || read.ec != std::errc{} || read.ptr != end) {
+    refuse(fmt::format("--drop {}: must be trainer:RANK or server:RANK", text));
+  }
+  const auto ranks = found.role == Role::trainer ? catalogs.trainers.size() : catalogs.servers.size();
+  if (found.rank >= ranks) refuse(fmt::format("--drop {}: there are {} {}s, counted from 0", text, ranks, role));
+  return found;
+}
+
+void empty(Catalog& catalog) {
+  catalog.entries = {};
+  catalog.regions.clear();
+}
+
+}  // namespace
+
+Scenario parse_scenario(std::string_view json_text, const std::string& origin, const WhatIf& changes) {
+  if (changes.empty()) return parse_scenario(json_text, origin);
+  static_cast<void>(parse_scenario(json_text, origin));  // what is wrong without the changes is said of the file alone
+  auto document = parse_strict_json(json_text, origin);
+  for (const auto& setting : changes.settings) set(document, setting);
+  if (changes.added_replicas > 0) add_replicas(document, changes.added_replicas);
+  return parse_scenario(document.dump(), origin + " with the changes");
+}
+
+void drop_ranks(const WhatIf& changes, Catalogs& catalogs) {
+  for (const auto& text : changes.dropped) {
+    const auto dropped = named(text, catalogs);
+    if (dropped.role == Role::trainer) {
+      empty(catalogs.trainers[dropped.rank]);
+      continue;
+    }
+    const auto replica = catalogs.servers[dropped.rank].replica;
+    for (auto& server : catalogs.servers) {
+      if (server.replica == replica) empty(server);
+    }
+  }
+}
+
+}  // namespace weightcast
