@@ -72,7 +72,7 @@ class Pipeline {
   [[nodiscard]] std::uint64_t bytes_done() const noexcept { return bytes_done_.load(std::memory_order_relaxed); }
 
  private:
-  friend class GpuSender;  // the part of the work that differs where shards are in the memory of a GPU
+  friend class GpuSender;                   // the part of the work that differs where shards are in the memory of a GPU
   static constexpr Milliseconds kPoll{50};  // how often a blocked stage looks whether it should stop
 
   // One destination of a step, resolved against the peer's card.
