@@ -42,7 +42,7 @@ struct Step {
   std::vector<Destination> destinations;
   std::uint32_t chunks = 1;  // of each tensor: number of pieces of at most chunk_bytes; see chunks_of()
   bool needs_amax = false;   // some block straddles shards: waits for the exchange
-  std::uint32_t signal = 0;  // ordinal of the signal that covers it: one per (sender, server) and version, 0
+  std::uint32_t signal = 0;  // always 0: what each signal covers is derived, see signals_of()
   friend bool operator==(const Step&, const Step&) = default;
 };
 
