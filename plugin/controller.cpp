@@ -25,7 +25,8 @@ PlanMade answer_to(const MakePlan& request, const Config& config) {
   answer.generation = request.generation;
   try {
     const auto start = Clock::now();
-    const Plan plan = make_plan(request.catalogs, {config.performance.chunk_bytes, config.unused_tensors});
+    const Plan plan = make_plan(
+        request.catalogs, {.chunk_bytes = config.performance.chunk_bytes, .unused_tensors = config.unused_tensors});
     const double planned_s = seconds_since(start);
     const Proof proof = prove(plan, request.catalogs);
     log_info("plan {}: {} steps, {} bytes, planned in {:.3f} s, proved in {:.3f} s", request.generation,

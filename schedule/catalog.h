@@ -13,6 +13,7 @@
 
 #include "quant/recipe.h"
 #include "schedule/box.h"
+#include "schedule/shared.h"
 #include "transport/memory.h"
 
 namespace weightcast {
@@ -38,8 +39,8 @@ struct Region {
 };
 
 struct Entry {
-  std::string tensor;                         // checkpoint name
-  std::vector<std::int64_t> shape;            // of the whole tensor
+  SharedText tensor;                          // checkpoint name
+  SharedList<std::int64_t> shape;             // of the whole tensor
   Box box;                                    // the part held here
   SourceType source_type = SourceType::bf16;  // a trainer's
   Recipe recipe = Recipe::bf16;               // a server's
@@ -49,7 +50,7 @@ struct Entry {
   std::optional<std::uint32_t> scales;                 // the entry of this one's scales: fp32, one per block of the box
   bool is_scales = false;                              // this entry holds the scales of `tensor`; its box counts blocks
   Landing landing = Landing::direct;
-  std::string parameter;  // the engine's name, for messages; may be empty
+  SharedText parameter;  // the engine's name, for messages; may be empty
 };
 
 struct Catalog {
@@ -57,7 +58,7 @@ struct Catalog {
   std::uint32_t rank = 0;     // among the ranks of its role
   std::uint32_t replica = 0;  // a server's
   std::vector<Region> regions;
-  std::vector<Entry> entries;
+  SharedList<Entry> entries;  // ranks that hold the same may share one list
 };
 
 // "trainer 2", "server 5 (replica 1)"

@@ -215,7 +215,7 @@ class Reader {
   void read_plain(const Place& outer, Entry entry, std::size_t index) {
     auto place = outer;
     place.set_tensor(place.at("tensor").text(kMaxNameBytes));
-    entry.tensor = place.tensor();
+    entry.tensor = std::string(place.tensor());
     entry.shape = shape_at(place.at("shape"));
     entry.box = box_of(place, entry.shape);
     const auto extents = [](const Box& box) {
@@ -252,7 +252,7 @@ class Reader {
       part.require_keys({"tensor", "shape", "offset", "extent", "at", "scales_at"});
       auto entry = common;
       part.set_tensor(part.at("tensor").text(kMaxNameBytes));
-      entry.tensor = part.tensor();
+      entry.tensor = std::string(part.tensor());
       entry.shape = shape_at(part.at("shape"));
       entry.box = box_of(part, entry.shape);
       auto at = std::vector<std::int64_t>(memory.shape.size(), 0);
@@ -378,7 +378,7 @@ std::string to_json(const Catalog& catalog) {
   text += "\n  ],\n  \"entries\": [";
   separator = "\n    ";
   for (const auto& entry : catalog.entries) {
-    Json json = {{"tensor", entry.tensor}, {"shape", entry.shape}};
+    Json json = {{"tensor", entry.tensor.str()}, {"shape", entry.shape.get()}};
     const auto axes = entry.box.axes;
     json["offset"] = std::vector<std::int64_t>(entry.box.offset.begin(), entry.box.offset.begin() + axes);
     json["extent"] = std::vector<std::int64_t>(entry.box.extent.begin(), entry.box.extent.begin() + axes);
@@ -389,7 +389,7 @@ std::string to_json(const Catalog& catalog) {
     if (entry.scales) json["scales"] = *entry.scales;
     if (entry.is_scales) json["is_scales"] = true;
     if (entry.landing != Landing::direct) json["landing"] = to_string(entry.landing);
-    if (!entry.parameter.empty()) json["parameter"] = entry.parameter;
+    if (!entry.parameter.empty()) json["parameter"] = entry.parameter.str();
     text += separator + json.dump();
     separator = ",\n    ";
   }

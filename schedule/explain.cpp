@@ -86,6 +86,18 @@ std::string classes_text(std::string_view role, std::string_view do_what, const 
   return text;
 }
 
+uint64_t sum_of(const Plan& plan, uint64_t ServerLoad::*link) {
+  uint64_t sum = 0;
+  for (const auto& load : plan.server_loads) sum += load.*link;
+  return sum;
+}
+
+uint64_t most_of(const Plan& plan, uint64_t ServerLoad::*link) {
+  uint64_t most = 0;
+  for (const auto& load : plan.server_loads) most = std::max(most, load.*link);
+  return most;
+}
+
 std::string pairs_text(const Traffic& table, const Catalogs& catalogs) {
   std::string text;
   constexpr auto kRow = "{:>7}  {:>6}  {:>7}  {:>10}  {:>8}  {:>9}\n";
@@ -97,11 +109,6 @@ std::string pairs_text(const Traffic& table, const Catalogs& catalogs) {
   }
   row("all", "all", "all", size_text(table.bytes), table.tensors, table.puts);
   return text;
-}
-
-std::string bound_text(const Bound& bound) {
-  if (bound.seconds <= 0) return "bound: unknown, because no rate is given\n";
-  return fmt::format("bound: no less than {:.2f} ms, set by {}\n", bound.seconds * 1e3, bound.binding);
 }
 
 }  // namespace
@@ -121,27 +128,23 @@ std::vector<RankClass> rank_classes(const std::vector<uint64_t>& bytes) {
   return result;
 }
 
-Bound lower_bound(const Plan& plan, const LinkRates& rates) {
-  Bound bound;
-  const auto consider = [&](const std::string& resource, uint64_t bytes, double gigabytes_per_second) {
-    if (gigabytes_per_second <= 0) return;
-    const double seconds = static_cast<double>(bytes) / (gigabytes_per_second * 1e9);
-    if (seconds > bound.seconds) bound = {seconds, fmt::format("{}, {}", resource, size_text(bytes))};
-  };
-  uint64_t total = 0;
-  for (std::size_t rank = 0; rank < plan.server_bytes.size(); ++rank) {
-    consider(fmt::format("server {} in", rank), plan.server_bytes[rank],
-             rank < rates.server_in_each.size() ? rates.server_in_each[rank] : rates.server_in);
-    total += plan.server_bytes[rank];
-  }
-  for (std::size_t rank = 0; rank < plan.trainer_bytes.size(); ++rank) {
-    consider(fmt::format("trainer {} out", rank), plan.trainer_bytes[rank], rates.trainer_out);
-  }
-  consider("host", total, rates.host);
-  return bound;
+std::optional<double> gap_of(const Plan& plan, const Topology& topology, const Bound& bound) {
+  if (bound.seconds <= 0) return std::nullopt;
+  return makespan_s(plan, topology) / bound.seconds - 1;
 }
 
-std::string explain(const Plan& plan, const Catalogs& catalogs, const LinkRates& rates) {
+std::string bound_text(const Plan& plan, const Topology& topology, const Bound& bound) {
+  const auto gap = gap_of(plan, topology, bound);
+  if (!gap) return "bound unknown, because no rate is given\n";
+  const auto time = [](double seconds) {
+    return seconds < 0.1 ? fmt::format("{:.3f} ms", seconds * 1e3) : fmt::format("{:.3f} s", seconds);
+  };
+  return fmt::format("bound {} ({}), plan {}, gap {:.1f} %\n", time(bound.seconds), bound.binding,
+                     time(makespan_s(plan, topology)), *gap * 100);
+}
+
+std::string explain(const Plan& plan, const Context& context) {
+  const auto& catalogs = context.catalogs;
   const auto table = traffic_of(plan, catalogs);
   auto text = fmt::format("{} to {} in {}: {} in {}\n\n", counted(catalogs.trainers.size(), "trainer"),
                           counted(catalogs.servers.size(), "server"), counted(replicas_of(catalogs), "replica"),
@@ -151,18 +154,27 @@ std::string explain(const Plan& plan, const Catalogs& catalogs, const LinkRates&
     text += pairs_text(table, catalogs) + "\n" + spread("trainer", "sends", plan.trainer_bytes) +
             spread("server", "takes", plan.server_bytes);
   } else {
-    text += classes_text("trainer", "send", plan.trainer_bytes) + "\n" +
-            classes_text("server", "take", plan.server_bytes) + "\n" +
+    text += classes_text("trainer", "send", context.direct_trainer_bytes) + "\n" +
+            classes_text("server", "take", context.direct_server_bytes) + "\n" +
             fmt::format("{} pairs of a trainer and a server, {} puts\n", table.pairs.size(), table.puts);
   }
   if (table.amax_messages > 0) {
     text += fmt::format("between trainers first: {} of block maxima, {}\n", counted(table.amax_messages, "message"),
                         size_text(table.amax_bytes));
   }
-  return text + bound_text(lower_bound(plan, rates));
+  if (table.relayed_bytes > 0) {
+    text += fmt::format(
+        "with relay a trainer sends at most {}, a server's NICs take at most {}\n"
+        "servers pass {} on: {} over NVLink, {} to other nodes\n",
+        size_text(*std::max_element(plan.trainer_bytes.begin(), plan.trainer_bytes.end())),
+        size_text(most_of(plan, &ServerLoad::nic_in)), size_text(table.relayed_bytes),
+        size_text(sum_of(plan, &ServerLoad::nvlink_in)), size_text(sum_of(plan, &ServerLoad::nic_out)));
+  }
+  return text + bound_text(plan, context.topology, context.bound);
 }
 
-std::string explain_json(const Plan& plan, const Catalogs& catalogs, const LinkRates& rates) {
+std::string explain_json(const Plan& plan, const Context& context) {
+  const auto& catalogs = context.catalogs;
   using Json = nlohmann::ordered_json;
   const auto table = traffic_of(plan, catalogs);
   auto pairs = Json::array();
@@ -174,7 +186,15 @@ std::string explain_json(const Plan& plan, const Catalogs& catalogs, const LinkR
                      {"tensors", pair.tensors},
                      {"puts", pair.puts}});
   }
-  const auto bound = lower_bound(plan, rates);
+  const auto& bound = context.bound;
+  const auto gap = gap_of(plan, context.topology, bound);
+  auto loads = Json::array();
+  for (const auto& load : plan.server_loads) {
+    loads.push_back({{"nic_in", load.nic_in},
+                     {"nic_out", load.nic_out},
+                     {"nvlink_in", load.nvlink_in},
+                     {"nvlink_out", load.nvlink_out}});
+  }
   const Json document = {
       {"trainers", catalogs.trainers.size()},
       {"servers", catalogs.servers.size()},
@@ -185,10 +205,14 @@ std::string explain_json(const Plan& plan, const Catalogs& catalogs, const LinkR
       {"pairs", pairs},
       {"trainer_bytes", plan.trainer_bytes},
       {"server_bytes", plan.server_bytes},
-      {"direct", {{"trainer_bytes", plan.trainer_bytes}, {"server_bytes", plan.server_bytes}}},
+      {"server_loads", loads},
+      {"relayed_bytes", table.relayed_bytes},
+      {"direct", {{"trainer_bytes", context.direct_trainer_bytes}, {"server_bytes", context.direct_server_bytes}}},
       {"amax", {{"messages", table.amax_messages}, {"bytes", table.amax_bytes}}},
       {"bound", bound.seconds > 0 ? Json{{"seconds", bound.seconds}, {"set_by", bound.binding}} : Json(nullptr)},
       {"bound_s", bound.seconds > 0 ? Json(bound.seconds) : Json(nullptr)},
+      {"makespan_s", gap ? Json(makespan_s(plan, context.topology)) : Json(nullptr)},
+      {"gap", gap ? Json(*gap) : Json(nullptr)},
       {"binding", bound.seconds > 0 ? Json(bound.binding) : Json(nullptr)}};
   return document.dump(2);
 }

@@ -1,4 +1,4 @@
-// Who holds and who takes what, tensor by tensor: the planner's first half. For the .cpp files of this folder.
+// Who holds and who takes what, family by family: the planner's first half. For the .cpp files of this folder.
 #pragma once
 
 #include <cstdint>
@@ -12,45 +12,55 @@
 
 namespace weightcast {
 
-// An entry of a trainer.
+// A trainer's entries for the tensors of a family.
 struct Holder {
   std::uint32_t trainer = 0;
-  std::uint32_t entry = 0;
+  std::uint32_t column = 0;
   friend bool operator==(const Holder&, const Holder&) = default;
   friend auto operator<=>(const Holder&, const Holder&) = default;
 };
 
-// A box that one trainer, or several replicas of it, hold. The shards of a tensor are disjoint.
+// A box that one trainer, or several replicas of it, hold. The shards of a family are disjoint.
 struct Shard {
   Box box;
   std::vector<Holder> holders;  // by rank
+};
+
+struct Taker {
+  std::uint32_t server = 0;
+  std::uint32_t column = 0;
+  std::uint32_t scales = 0;  // the column of the scales, where the recipe has some
 };
 
 // The same box under the same recipe, wanted by one server or more.
 struct Frame {
   Box box;
   Recipe recipe = Recipe::bf16;
-  std::vector<Destination> destinations;  // by rank; `column` is the entry
+  std::vector<Taker> takers;  // by rank
 };
 
-// What a shard gives to a frame. The parts of a frame are its exact cover.
+// What a shard gives to a frame. The parts of a frame stand together and are its exact cover.
 struct Part {
   std::size_t shard = 0;
   std::size_t frame = 0;
   Box box;
-  Holder caster;  // one of the shard's holders, chosen by the planner
 };
 
-struct Tensor {
-  std::string_view name;  // in the catalogs
-  const std::vector<std::int64_t>* shape = nullptr;
+struct Family {
+  std::string_view name;  // of the first tensor; in the catalogs
+  std::uint32_t count = 0;
+  std::vector<std::int64_t> shape;
   std::vector<Shard> shards;
   std::vector<Frame> frames;
   std::vector<Part> parts;
 };
 
-// The tensors that a server takes, in the order in which trainers list them. Borrows from `catalogs`.
-// Throws what make_plan() promises.
-[[nodiscard]] std::vector<Tensor> match(const Catalogs& catalogs, const std::vector<std::string>& unused_tensors);
+struct Matches {
+  std::vector<Column> columns;
+  std::vector<Family> families;  // in the order in which trainers list them
+};
+
+// Borrows from `catalogs`. Throws what make_plan() promises.
+[[nodiscard]] Matches match(const Catalogs& catalogs, const std::vector<std::string>& unused_tensors);
 
 }  // namespace weightcast

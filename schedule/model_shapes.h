@@ -3,8 +3,9 @@
 
 #include <cstdint>
 #include <optional>
-#include <string>
 #include <vector>
+
+#include "schedule/shared.h"
 
 namespace weightcast {
 
@@ -44,8 +45,8 @@ enum class Division : std::uint8_t {
 };
 
 struct ModelTensor {
-  std::string name;
-  std::vector<std::int64_t> shape;
+  SharedText name;
+  SharedList<std::int64_t> shape;
   std::int64_t layer = 0;                   // -1: before the first; num_hidden_layers: after the last
   std::optional<std::int64_t> expert = {};  // a routed expert's
   Division division = Division::none;       // of tensor parallelism

@@ -160,13 +160,15 @@ TrainerTable trainer_table(const Plan& plan, const Catalogs& catalogs, std::uint
 ServerTable server_table(const Plan& plan, const Catalogs&, std::uint32_t server) {
   std::map<std::uint32_t, ExpectedSender> senders;
   const auto expect = [&](const auto& step, const Box& box, Recipe recipe) {
-    for (const auto& to : step.destinations) {
-      if (to.server != server) continue;
-      auto& sender = senders[step.trainer];
-      sender.trainer = step.trainer;
-      sender.bytes += step.count * static_cast<std::uint64_t>(elements(box)) * element_bytes(recipe);
-      for (std::uint32_t i = 0; i < step.count; ++i) {
+    const auto takes = [&](const Destination& to) { return to.server == server; };
+    if (std::none_of(step.destinations.begin(), step.destinations.end(), takes)) return;
+    auto& sender = senders[step.trainer];
+    sender.trainer = step.trainer;
+    for (std::uint32_t i = 0; i < step.count; ++i) {  // tensor by tensor, as the trainer sends
+      for (const auto& to : step.destinations) {
+        if (!takes(to)) continue;
         sender.pieces.push_back({plan.columns[to.column][step.first + i], box});
+        sender.bytes += static_cast<std::uint64_t>(elements(box)) * element_bytes(recipe);
       }
     }
   };

@@ -5,9 +5,10 @@
 #include <algorithm>
 #include <map>
 #include <optional>
-#include <set>
 #include <tuple>
+#include <utility>
 
+#include "schedule/allot.h"
 #include "schedule/blocks.h"
 #include "schedule/box_index.h"
 #include "schedule/match.h"
@@ -18,38 +19,6 @@ namespace {
 
 std::uint64_t bytes_of(const Box& box, Recipe recipe) {
   return static_cast<std::uint64_t>(elements(box)) * element_bytes(recipe);
-}
-
-// Gives every part a caster. Parts that one trainer holds are fixed; the others, large ones first, go to the holder
-// with the fewest bytes to send (of equals the lowest rank).
-void choose_casters(std::vector<Tensor>& tensors, std::vector<std::uint64_t>& trainer_bytes) {
-  struct Choice {
-    std::uint64_t bytes = 0;
-    Part* part = nullptr;
-    const std::vector<Holder>* holders = nullptr;
-  };
-  std::vector<Choice> open;
-  for (auto& tensor : tensors) {
-    for (auto& part : tensor.parts) {
-      const auto& frame = tensor.frames[part.frame];
-      const auto& holders = tensor.shards[part.shard].holders;
-      const auto bytes = bytes_of(part.box, frame.recipe) * frame.destinations.size();
-      if (holders.size() > 1) {
-        open.push_back({bytes, &part, &holders});
-        continue;
-      }
-      part.caster = holders.front();
-      trainer_bytes[part.caster.trainer] += bytes;
-    }
-  }
-  std::stable_sort(open.begin(), open.end(), [](const Choice& a, const Choice& b) { return a.bytes > b.bytes; });
-  for (const auto& choice : open) {
-    choice.part->caster =
-        *std::min_element(choice.holders->begin(), choice.holders->end(), [&](const Holder& a, const Holder& b) {
-          return std::tie(trainer_bytes[a.trainer], a) < std::tie(trainer_bytes[b.trainer], b);
-        });
-    trainer_bytes[choice.part->caster.trainer] += choice.bytes;
-  }
 }
 
 // The blocks of `box` (inside `frame`'s blocks) whose probe element lies in `box`. The probe stands `phase` elements
@@ -71,153 +40,274 @@ std::optional<Box> owned_blocks(const Box& box, const std::vector<std::int64_t>&
   return owned;
 }
 
+// Tensors of a family whose scales have the same owners: the owners of blocks that straddle parts take turns.
+struct Turn {
+  std::uint32_t first = 0;
+  std::uint32_t end = 0;
+  std::int64_t phase = 0;
+};
+
 class Planner {
  public:
-  Planner(const Catalogs& catalogs, const PlanOptions& options) : catalogs_(catalogs) {
+  Planner(const Catalogs& catalogs, const Topology& topology, const PlanOptions& options)
+      : topology_(topology), options_(options), servers_(static_cast<std::uint32_t>(catalogs.servers.size())) {
     if (options.chunk_bytes == 0) throw Error(Code::invalid_argument, "chunk_bytes is 0");
     plan_.chunk_bytes = options.chunk_bytes;
+    plan_.receiver_credits = options.receiver_credits;
     plan_.catalogs_digest = digest_of(catalogs);
-    tensors_ = match(catalogs, options.unused_tensors);
+    matches_ = match(catalogs, options.unused_tensors);
+    const auto is_of = [](const auto& links, const auto& ranks) {
+      return links.empty() || links.size() == ranks.size();
+    };
+    if (!is_of(topology.trainers, catalogs.trainers) || !is_of(topology.servers, catalogs.servers)) {
+      throw Error(Code::invalid_argument,
+                  fmt::format("the topology has the links of {} trainers and {} servers, the catalogs are of {} and {}",
+                              topology.trainers.size(), topology.servers.size(), catalogs.trainers.size(),
+                              catalogs.servers.size()));
+    }
+    allotment_.emplace(matches_, topology, options.relay && !topology.servers.empty());
     plan_.trainer_bytes.resize(catalogs.trainers.size());
     plan_.server_bytes.resize(catalogs.servers.size());
+    plan_.server_loads.resize(catalogs.servers.size());
   }
 
   Plan make() {
-    choose_casters(tensors_, plan_.trainer_bytes);
-    for (const auto& tensor : tensors_) {
-      add_steps(tensor);
-      add_scale_steps(tensor);
-      add_exchanges(tensor);
-    }
+    for (std::size_t family = 0; family < matches_.families.size(); ++family) add_family(family);
+    plan_.columns = std::move(matches_.columns);
     put_in_order();
-    std::size_t entries = 0;
-    for (const auto* side : {&catalogs_.trainers, &catalogs_.servers}) {
-      for (const auto& catalog : *side) entries = std::max(entries, catalog.entries.size());
-    }
-    for (std::uint32_t i = 0; i < entries; ++i) plan_.columns.push_back({i});  // every family has one tensor
-    for (const auto bytes : plan_.server_bytes) plan_.server_loads.push_back({.nic_in = bytes});
     return std::move(plan_);
   }
 
  private:
-  void add_steps(const Tensor& tensor) {
-    for (const auto& part : tensor.parts) {
-      const auto& frame = tensor.frames[part.frame];
-      Step step;
-      step.trainer = part.caster.trainer;
-      step.column = part.caster.entry;
-      step.box = part.box;
-      step.recipe = frame.recipe;
-      step.frame = frame.box;
-      step.destinations = frame.destinations;
-      step.needs_amax = needs_amax(tensor, part);
-      const auto chunks = count_chunks(step.box, step.frame, step.recipe, plan_.chunk_bytes);
-      if (chunks > UINT32_MAX) {
-        throw Error(Code::invalid_argument, fmt::format("tensor {}: {} pieces of {} bytes; raise chunk_bytes",
-                                                        tensor.name, chunks, plan_.chunk_bytes));
+  // A shard that one trainer casts for some tensors of the family, and needs foreign maxima for.
+  using Casters = std::map<std::pair<std::size_t, Holder>, std::vector<std::pair<std::uint32_t, std::uint32_t>>>;
+
+  void add_family(std::size_t index) {
+    const auto& family = matches_.families[index];
+    std::vector<std::vector<Turn>> turns;
+    turns.reserve(family.frames.size());
+    for (std::size_t frame = 0; frame < family.frames.size(); ++frame) turns.push_back(turns_of(family, frame));
+    Casters casters;
+    for (std::size_t p = 0; p < family.parts.size(); ++p) {
+      const auto& part = family.parts[p];
+      const auto& frame = family.frames[part.frame];
+      for (const auto& segment : allotment_->segments(index, p)) {
+        const auto order = visiting_order(segment, frame);
+        const auto direct = allotment_->direct_groups(index, p);
+        const auto& groups = allotment_->groups(index, part.frame);
+        const bool needs_amax = has_scales(frame.recipe) && cuts_blocks(segment.box, family.shape);
+        if (needs_amax) {
+          casters[{part.shard, segment.caster}].emplace_back(segment.first, segment.first + segment.count);
+        }
+        add_step(family, frame, segment, needs_amax, destinations_of(segment, frame, groups, order, direct));
+        if (!has_scales(frame.recipe)) continue;
+        for (const auto& turn : turns[part.frame]) add_scale_step(family, frame, segment, turn, groups, order, direct);
       }
-      step.chunks = static_cast<std::uint32_t>(chunks);
-      for (const auto& to : step.destinations) plan_.server_bytes[to.server] += bytes_of(part.box, frame.recipe);
-      plan_.steps.push_back(std::move(step));
+    }
+    add_exchanges(family, casters);
+  }
+
+  // A handful of phases, spread evenly, so that every part of a straddled block writes its share of the scales.
+  std::vector<Turn> turns_of(const Family& family, std::size_t frame) {
+    constexpr std::uint32_t kTurns = 4;
+    if (!has_scales(family.frames[frame].recipe)) return {};
+    const bool straddles = std::any_of(family.parts.begin(), family.parts.end(), [&](const Part& part) {
+      return part.frame == frame && cuts_blocks(part.box, family.shape);
+    });
+    phase_ = (phase_ + 79) % kBlock;  // 79 / 128 is near the golden ratio: the phases of small families spread evenly
+    const auto turns = straddles ? std::min(family.count, kTurns) : 1;
+    std::vector<Turn> result;
+    for (std::uint32_t turn = 0; turn < turns; ++turn) {
+      const auto at = [&](std::uint64_t i) { return static_cast<std::uint32_t>(i * family.count / turns); };
+      result.push_back({at(turn), at(turn + 1), (phase_ + turn * kBlock / turns) % kBlock});
+    }
+    return result;
+  }
+
+  // The destination of a step, counted from the trainer's first server on: trainer t begins with server t mod n.
+  [[nodiscard]] std::uint32_t distance(std::uint32_t trainer, std::uint32_t server) const {
+    return (server + servers_ - trainer % servers_) % servers_;
+  }
+
+  // The first group to put to: that whose receiver is nearest. The others follow.
+  [[nodiscard]] std::size_t visiting_order(const Segment& segment, const Frame& frame) const {
+    const auto trainer = segment.caster.trainer;
+    const auto& receivers = segment.receivers;
+    const auto nearest = std::min_element(receivers.begin(), receivers.end(), [&](std::uint32_t a, std::uint32_t b) {
+      return distance(trainer, frame.takers[a].server) < distance(trainer, frame.takers[b].server);
+    });
+    return static_cast<std::size_t>(nearest - receivers.begin());
+  }
+
+  // Group by group: who receives, then those of its node. Groups beyond the direct ones are fed by one before each, so
+  // that nobody feeds more than one.
+  static std::vector<Destination> destinations_of(const Segment& segment, const Frame& frame,
+                                                  const std::vector<Group>& groups, std::size_t first,
+                                                  std::size_t direct) {
+    std::vector<Destination> all;
+    all.reserve(frame.takers.size());
+    const auto group_at = [&](std::size_t i) { return (first + i) % groups.size(); };
+    for (std::size_t i = 0; i < groups.size(); ++i) {
+      const auto receiver = segment.receivers[group_at(i)];
+      const auto& taker = frame.takers[receiver];
+      all.push_back({taker.server, taker.column, std::nullopt});
+      if (i >= direct) all.back().relay = frame.takers[segment.receivers[group_at(i - direct)]].server;
+      for (const auto other : groups[group_at(i)]) {
+        if (other != receiver) all.push_back({frame.takers[other].server, frame.takers[other].column, taker.server});
+      }
+    }
+    return all;
+  }
+
+  void add_step(const Family& family, const Frame& frame, const Segment& segment, bool needs_amax,
+                std::vector<Destination> destinations) {
+    Step step;
+    step.trainer = segment.caster.trainer;
+    step.column = segment.caster.column;
+    step.first = segment.first;
+    step.count = segment.count;
+    step.box = segment.box;
+    step.recipe = frame.recipe;
+    step.frame = frame.box;
+    step.needs_amax = needs_amax;
+    step.destinations = std::move(destinations);
+    const auto chunks = count_chunks(step.box, step.frame, step.recipe, plan_.chunk_bytes);
+    if (chunks > UINT32_MAX) {
+      throw Error(Code::invalid_argument, fmt::format("tensor {}: {} pieces of {} bytes; raise chunk_bytes",
+                                                      family.name, chunks, plan_.chunk_bytes));
+    }
+    step.chunks = static_cast<std::uint32_t>(chunks);
+    require_scratch(family, step);
+    count_bytes(step, bytes_of(step.box, step.recipe) * step.count);
+    plan_.steps.push_back(std::move(step));
+  }
+
+  void require_scratch(const Family& family, const Step& step) const {
+    if (options_.scratch_bytes == 0) return;
+    for (const auto& piece : chunks_of(step.box, step.frame, step.recipe, plan_.chunk_bytes)) {
+      const auto bytes = bytes_of(piece, step.recipe);
+      if (bytes <= options_.scratch_bytes) continue;
+      throw Error(
+          Code::invalid_argument,
+          fmt::format("tensor {}: trainer {} casts {} at a time, {} bytes, which is more than its scratch memory "
+                      "of {} bytes; raise scratch_bytes to {} or lower chunk_bytes",
+                      family.name, step.trainer, to_string(piece), bytes, options_.scratch_bytes, bytes));
     }
   }
 
-  // Some block of the part reaches into another shard. The part's frame is made of whole blocks.
-  static bool needs_amax(const Tensor& tensor, const Part& part) {
-    if (!has_scales(tensor.frames[part.frame].recipe)) return false;
-    return cuts_blocks(part.box, *tensor.shape);
+  void add_scale_step(const Family& family, const Frame& frame, const Segment& segment, const Turn& turn,
+                      const std::vector<Group>& groups, std::size_t order, std::size_t direct) {
+    const auto first = std::max(segment.first, turn.first);
+    const auto end = std::min(segment.first + segment.count, turn.end);
+    if (first >= end) return;
+    const auto blocks = owned_blocks(segment.box, family.shape, turn.phase);
+    if (!blocks) return;
+    ScaleStep step;
+    step.trainer = segment.caster.trainer;
+    step.column = segment.caster.column;
+    step.first = first;
+    step.count = end - first;
+    step.blocks = *blocks;
+    step.frame = blocks_touched(frame.box);
+    step.destinations = destinations_of(segment, frame, groups, order, direct);
+    for (auto& to : step.destinations) to.column = scales_of(frame, to);
+    count_bytes(step, bytes_of(step.blocks, Recipe::fp32) * step.count);
+    plan_.scale_steps.push_back(std::move(step));
   }
 
-  void add_scale_steps(const Tensor& tensor) {
-    std::optional<std::size_t> frame_before;
-    for (const auto& part : tensor.parts) {
-      const auto& frame = tensor.frames[part.frame];
-      if (!has_scales(frame.recipe)) continue;
-      if (frame_before != part.frame) {
-        frame_before = part.frame;
-        phase_ = (phase_ + 79) % kBlock;  // 79 / 128 is near the golden ratio: the phases spread evenly
-      }
-      const auto blocks = owned_blocks(part.box, *tensor.shape, phase_);
-      if (!blocks) continue;
-      ScaleStep step{part.caster.trainer,       part.caster.entry, 0, 1, *blocks,
-                     blocks_touched(frame.box), frame.destinations};
-      const auto bytes = bytes_of(*blocks, Recipe::fp32);
-      for (auto& to : step.destinations) {
-        to.column = catalogs_.servers[to.server].entries[to.column].scales.value();
-        plan_.server_bytes[to.server] += bytes;
+  static std::uint32_t scales_of(const Frame& frame, const Destination& to) {
+    return std::lower_bound(frame.takers.begin(), frame.takers.end(), to,
+                            [](const Taker& a, const Destination& b) {
+                              return std::tie(a.server, a.column) < std::tie(b.server, b.column);
+                            })
+        ->scales;
+  }
+
+  template <class AnyStep>
+  void count_bytes(const AnyStep& step, std::uint64_t bytes) {
+    for (const auto& to : step.destinations) {
+      auto& load = plan_.server_loads[to.server];
+      plan_.server_bytes[to.server] += bytes;
+      if (!to.relay) {
+        load.nic_in += bytes;
         plan_.trainer_bytes[step.trainer] += bytes;
+      } else if (topology_.servers[*to.relay].node == topology_.servers[to.server].node) {
+        load.nvlink_in += bytes;
+        plan_.server_loads[*to.relay].nvlink_out += bytes;
+      } else {
+        load.nic_in += bytes;
+        plan_.server_loads[*to.relay].nic_out += bytes;
       }
-      plan_.scale_steps.push_back(std::move(step));
     }
   }
 
   // Every caster of straddling blocks gets the amax of the other shards' parts of the blocks that its shard touches.
-  void add_exchanges(const Tensor& tensor) {
-    std::set<std::pair<std::size_t, Holder>> receivers;                // shard, caster
-    std::vector<std::optional<Holder>> casters(tensor.shards.size());  // the first of each shard, preferred to send
-    for (const auto& part : tensor.parts) {
-      if (!needs_amax(tensor, part)) continue;
-      receivers.emplace(part.shard, part.caster);
-      if (!casters[part.shard]) casters[part.shard] = part.caster;
-    }
-    if (receivers.empty()) return;
+  void add_exchanges(const Family& family, Casters& casters) {
+    if (casters.empty()) return;
     std::vector<Box> blocks;
-    blocks.reserve(tensor.shards.size());
-    for (const auto& shard : tensor.shards) blocks.push_back(blocks_touched(shard.box));
+    blocks.reserve(family.shards.size());
+    for (const auto& shard : family.shards) blocks.push_back(blocks_touched(shard.box));
     const BoxIndex index(blocks);
-    for (const auto& [shard, to] : receivers) {
-      index.visit(blocks[shard], [&, shard = shard, to = to](std::size_t other, const Box& common) {
+    for (auto& [caster, ranges] : casters) {
+      const auto shard = caster.first;
+      const auto to = caster.second;
+      merge(ranges);
+      index.visit(blocks[shard], [&](std::size_t other, const Box& common) {
         if (other == shard) return;
-        const auto from = sender_of(tensor.shards[other], casters[other], to);
-        exchanges_[{from.trainer, to.trainer}].push_back({from.entry, to.entry, 0, 1, common});
+        const auto& from = sender_of(family.shards[other], family.shards[shard], to);
+        for (const auto& [first, end] : ranges) {
+          exchanges_[{from.trainer, to.trainer}].push_back({from.column, to.column, first, end - first, common});
+        }
       });
     }
   }
 
-  // The receiver itself when it holds the other shard too, else the trainer that casts it.
-  static Holder sender_of(const Shard& shard, const std::optional<Holder>& caster, const Holder& receiver) {
+  // Sorted and disjoint.
+  static void merge(std::vector<std::pair<std::uint32_t, std::uint32_t>>& ranges) {
+    std::sort(ranges.begin(), ranges.end());
+    std::size_t last = 0;
+    for (std::size_t i = 1; i < ranges.size(); ++i) {
+      if (ranges[i].first <= ranges[last].second) {
+        ranges[last].second = std::max(ranges[last].second, ranges[i].second);
+      } else {
+        ranges[++last] = ranges[i];
+      }
+    }
+    ranges.resize(last + 1);
+  }
+
+  // The receiver itself when it holds the other shard too, else its counterpart among that shard's replicas.
+  static const Holder& sender_of(const Shard& shard, const Shard& receivers, const Holder& receiver) {
     for (const auto& holder : shard.holders) {
       if (holder.trainer == receiver.trainer) return holder;
     }
-    return caster.value_or(shard.holders[receiver.trainer % shard.holders.size()]);
-  }
-
-  // The destination of a step, counted from the trainer's first server on: trainer t begins with server t mod n.
-  std::uint32_t distance(std::uint32_t trainer, std::uint32_t server) const {
-    const auto servers = static_cast<std::uint32_t>(catalogs_.servers.size());
-    return (server + servers - trainer % servers) % servers;
-  }
-
-  template <class AnyStep>
-  void stagger(AnyStep& step) const {
-    auto& all = step.destinations;
-    const auto nearest = std::min_element(all.begin(), all.end(), [&](const Destination& a, const Destination& b) {
-      return distance(step.trainer, a.server) < distance(step.trainer, b.server);
-    });
-    std::rotate(all.begin(), nearest, all.end());
+    const auto place = std::find(receivers.holders.begin(), receivers.holders.end(), receiver);
+    return shard.holders[static_cast<std::size_t>(place - receivers.holders.begin()) % shard.holders.size()];
   }
 
   void put_in_order() {
-    for (auto& step : plan_.steps) stagger(step);
-    for (auto& step : plan_.scale_steps) stagger(step);
     const auto key = [&](const Step& s) {
-      return std::tuple(s.trainer, s.needs_amax, distance(s.trainer, s.destinations.front().server), s.column);
+      return std::tuple(s.trainer, s.needs_amax, distance(s.trainer, s.destinations.front().server), s.column, s.first);
     };
     std::stable_sort(plan_.steps.begin(), plan_.steps.end(),
                      [&](const Step& a, const Step& b) { return key(a) < key(b); });
-    const auto scale_key = [](const ScaleStep& s) { return std::tie(s.trainer, s.column, s.blocks); };
+    const auto scale_key = [](const ScaleStep& s) { return std::tie(s.trainer, s.column, s.first, s.blocks); };
     std::stable_sort(plan_.scale_steps.begin(), plan_.scale_steps.end(),
                      [&](const ScaleStep& a, const ScaleStep& b) { return scale_key(a) < scale_key(b); });
     for (auto& [pair, runs] : exchanges_) {
       std::sort(runs.begin(), runs.end(), [](const AmaxRun& a, const AmaxRun& b) {
-        return std::tie(a.to_column, a.from_column, a.blocks) < std::tie(b.to_column, b.from_column, b.blocks);
+        return std::tie(a.to_column, a.from_column, a.first, a.blocks) <
+               std::tie(b.to_column, b.from_column, b.first, b.blocks);
       });
       plan_.amax.push_back({pair.first, pair.second, std::move(runs)});
     }
   }
 
-  const Catalogs& catalogs_;
-  std::vector<Tensor> tensors_;
+  const Topology& topology_;
+  const PlanOptions& options_;
+  std::uint32_t servers_;
+  Matches matches_;
+  std::optional<Allotment> allotment_;
   Plan plan_;
   std::map<std::pair<std::uint32_t, std::uint32_t>, std::vector<AmaxRun>> exchanges_;  // from, to
   std::int64_t phase_ = 0;
@@ -225,8 +315,8 @@ class Planner {
 
 }  // namespace
 
-Plan make_plan(const Catalogs& catalogs, const Topology&, const PlanOptions& options) {
-  return Planner(catalogs, options).make();
+Plan make_plan(const Catalogs& catalogs, const Topology& topology, const PlanOptions& options) {
+  return Planner(catalogs, topology, options).make();
 }
 
 Plan make_plan(const Catalogs& catalogs, const PlanOptions& options) { return make_plan(catalogs, {}, options); }

@@ -4,19 +4,22 @@
 #include <cstdint>
 
 #include "schedule/plan.h"
+#include "schedule/topology.h"
 
 namespace weightcast {
 
 struct Proof {
   std::uint64_t destination_bytes = 0;  // each written exactly once
-  std::uint64_t put_extents = 0;        // contiguous runs of destination bytes
   std::uint64_t scales = 0;             // each written by exactly one owner
-  std::uint64_t straddling_blocks = 0;  // whose amax is exchanged, completely
+  std::uint64_t relayed_bytes = 0;      // of destination_bytes, by a server that has received them before
+  std::uint64_t waiting_steps = 0;      // that cast with maxima of other shards, which are all sent
 };
 
-// Checks on physical addresses (region, byte): every destination byte of every server written exactly once, every
-// source byte owned by the trainer that sends it, every scale written once, and every caster of a block given
-// the amax of all of that block. Throws Error{corrupted} with the first violation.
-[[nodiscard]] Proof prove(const Plan& plan, const Catalogs& catalogs);
+// Checks that every element of every entry of every server is written exactly once and that no two entries of a server
+// share a byte; that every source byte is owned by the trainer that sends it, in one tensor and format on both sides;
+// that who passes bytes on has received them; that every scale is written once, and every caster of a block given the
+// amax of all of that block. Throws Error{corrupted} with the first violation. `topology` tells NVLink from NICs in the
+// totals; without it every rank is a node of its own.
+[[nodiscard]] Proof prove(const Plan& plan, const Catalogs& catalogs, const Topology& topology = {});
 
 }  // namespace weightcast

@@ -2,8 +2,6 @@
 #include <cstddef>
 #include <map>
 #include <set>
-#include <string_view>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -13,133 +11,136 @@
 namespace weightcast::proof {
 namespace {
 
-// The part of one block that another trainer measures and sends.
-struct Received {
-  std::uint32_t to = 0;
-  std::uint32_t to_entry = 0;
-  std::int64_t block = 0;
+// The maxima that one message gives a trainer's column.
+struct Given {
+  std::uint32_t first = 0;
+  std::uint32_t end = 0;
+  Box blocks;
+  Box part;  // the elements of these blocks that the sender holds
   std::uint32_t from = 0;
-  std::uint32_t from_entry = 0;
-  friend auto operator<=>(const Received&, const Received&) = default;
+  std::uint32_t from_column = 0;
 };
 
-const Entry& weights(const Catalogs& catalogs, std::uint32_t trainer, std::uint32_t entry) {
-  if (trainer >= catalogs.trainers.size() || entry >= catalogs.trainers[trainer].entries.size()) {
-    violated("an amax exchange names entry {} of trainer {}, which does not exist", entry, trainer);
+// The elements of all blocks of a box of blocks.
+Box elements_of(const Box& blocks, const Box& tensor) {
+  Box all;
+  all.axes = blocks.axes;
+  for (std::size_t axis = 0; axis < blocks.axes; ++axis) {
+    const auto edge = block_edge(blocks.axes, static_cast<int>(axis));
+    all.offset[axis] = blocks.offset[axis] * edge;
+    all.extent[axis] =
+        std::min((blocks.offset[axis] + blocks.extent[axis]) * edge, tensor.extent[axis]) - all.offset[axis];
   }
-  return catalogs.trainers[trainer].entries[entry];
+  return all;
 }
 
-void add_run(const AmaxExchange& exchange, const AmaxRun& run, const Catalogs& catalogs,
-             std::vector<Received>& received) {
-  const auto& from = weights(catalogs, exchange.from, run.from_column);
-  const auto& to = weights(catalogs, exchange.to, run.to_column);
-  const auto who = [&] {
-    return fmt::format("the amax of blocks {} from trainer {} (entry {}, {} {}) to trainer {} (entry {}, {} {})",
-                       to_string(run.blocks), exchange.from, run.from_column, from.tensor, to_string(from.box),
-                       exchange.to, run.to_column, to.tensor, to_string(to.box));
-  };
-  if (&from == &to) violated("{}: this is one entry", who());
-  if (from.tensor != to.tensor || from.shape != to.shape) violated("{}: these are two tensors", who());
-  const bool both_have = elements(run.blocks) > 0 && run.blocks.axes == from.box.axes &&
-                         contains(blocks_touched(from.box), run.blocks) && contains(blocks_touched(to.box), run.blocks);
-  if (!both_have) violated("{}: not both have a part of every block", who());
-  const Box tensor = whole(from.shape);
-  for_each_block(run.blocks, [&](const Box& block) {
-    received.push_back({exchange.to, run.to_column, block_number(block, tensor), exchange.from, run.from_column});
-  });
-}
-
-// Sorted by receiver and block.
-std::vector<Received> all_received(const Plan& plan, const Catalogs& catalogs) {
-  std::vector<Received> received;
-  std::set<std::pair<std::uint32_t, std::uint32_t>> pairs;
-  for (const auto& exchange : plan.amax) {
-    if (!pairs.insert({exchange.from, exchange.to}).second) {
-      violated("two amax messages from trainer {} to trainer {}", exchange.from, exchange.to);
-    }
-    for (const auto& run : exchange.runs) add_run(exchange, run, catalogs, received);
-  }
-  std::sort(received.begin(), received.end());
-  const auto twice = std::adjacent_find(received.begin(), received.end());
-  if (twice != received.end()) {
-    violated("trainer {} sends the amax of block {} of {} twice to trainer {}", twice->from, twice->block,
-             catalogs.trainers[twice->to].entries[twice->to_entry].tensor, twice->to);
-  }
-  return received;
-}
-
-// One who needs the amax of whole blocks.
+// One who needs the amax of whole blocks, for some tensors of a column.
 struct Caster {
   std::uint32_t trainer = 0;
-  std::uint32_t entry = 0;
+  std::uint32_t column = 0;
+  std::uint32_t first = 0;
+  std::uint32_t end = 0;
   Box blocks;
   bool waits = true;  // for the exchange
 };
 
 class AmaxCheck {
  public:
-  AmaxCheck(const Plan& plan, const Catalogs& catalogs)
-      : catalogs_(catalogs), received_(all_received(plan, catalogs)) {}
-
-  template <class Name>
-  void require_whole_blocks(const Caster& caster, const Name& name) {
-    const auto& own = catalogs_.trainers[caster.trainer].entries[caster.entry];
-    const Box tensor = whole(own.shape);
-    for_each_block(caster.blocks, [&](const Box& block) {
-      const Box all = elements_of_block(block, tensor);
-      if (contains(own.box, all)) return;
-      const auto number = block_number(block, tensor);
-      if (!caster.waits) {
-        violated("{} casts block {} of which its trainer holds only a part, without waiting for the amax exchange",
-                 name(), to_string(block));
+  AmaxCheck(const Plan& plan, Facts& facts) : facts_(facts) {
+    std::set<std::pair<std::uint32_t, std::uint32_t>> pairs;
+    for (const auto& exchange : plan.amax) {
+      if (!pairs.insert({exchange.from, exchange.to}).second) {
+        violated("two amax messages from trainer {} to trainer {}", exchange.from, exchange.to);
       }
-      const auto missing = missing_of(all, own, caster, number);
-      if (!missing.empty()) {
-        violated("{} needs the amax of block {} but nobody sends its trainer that of {}", name(), to_string(block),
-                 to_string(missing.front()));
-      }
-      straddling_.emplace(own.tensor, number);
-    });
+      for (const auto& run : exchange.runs) add(exchange, run);
+    }
   }
 
-  [[nodiscard]] std::uint64_t straddling_blocks() const { return straddling_.size(); }
+  // True when some of it comes from others.
+  template <class Name>
+  bool require_whole_blocks(const Caster& caster, const Name& name) {
+    const auto& own = *facts_.trainer(caster.trainer, caster.column, name).entry;
+    std::vector<Box> foreign = {elements_of(caster.blocks, whole(own.shape.get()))};
+    subtract(foreign, own.box);
+    if (foreign.empty()) return false;
+    if (!caster.waits) {
+      violated("{} casts blocks {} of which its trainer holds only a part, without waiting for the amax exchange",
+               name(), to_string(caster.blocks));
+    }
+    const auto& given = given_[{caster.trainer, caster.column}];
+    std::vector<std::uint32_t> places = {caster.first, caster.end};
+    for (const auto& one : given) {
+      for (const auto place : {one.first, one.end}) {
+        if (place > caster.first && place < caster.end) places.push_back(place);
+      }
+    }
+    std::sort(places.begin(), places.end());
+    places.erase(std::unique(places.begin(), places.end()), places.end());
+    for (std::size_t i = 0; i + 1 < places.size(); ++i) {
+      auto missing = foreign;
+      for (const auto& one : given) {
+        if (one.first <= places[i] && places[i] < one.end) subtract(missing, one.part);
+      }
+      if (missing.empty()) continue;
+      violated("{} needs the amax of {}, which nobody sends its trainer", name(), to_string(missing.front()));
+    }
+    return true;
+  }
 
  private:
-  [[nodiscard]] std::vector<Box> missing_of(const Box& all, const Entry& own, const Caster& caster,
-                                            std::int64_t number) const {
-    std::vector<Box> missing = {all};
-    subtract(missing, own.box);
-    const auto key = [](const Received& r) { return std::tie(r.to, r.to_entry, r.block); };
-    const Received wanted{caster.trainer, caster.entry, number, 0, 0};
-    for (auto part = std::lower_bound(received_.begin(), received_.end(), wanted);
-         part != received_.end() && key(*part) == key(wanted) && !missing.empty(); ++part) {
-      subtract(missing, catalogs_.trainers[part->from].entries[part->from_entry].box);
+  void add(const AmaxExchange& exchange, const AmaxRun& run) {
+    const auto nobody = [] { return "an amax exchange"; };
+    const auto& from = facts_.trainer(exchange.from, run.from_column, nobody);
+    const auto& to = facts_.trainer(exchange.to, run.to_column, nobody);
+    const auto who = [&] {
+      return fmt::format("the amax of blocks {} of {} from trainer {} ({}) to trainer {} ({})", to_string(run.blocks),
+                         from.entry->tensor, exchange.from, to_string(from.entry->box), exchange.to,
+                         to_string(to.entry->box));
+    };
+    if (run.count == 0 || run.first > from.tensors.size() || run.count > from.tensors.size() - run.first) {
+      violated("{}: column {} has not these tensors", who(), run.from_column);
     }
-    return missing;
+    if (exchange.from == exchange.to && run.from_column == run.to_column) violated("{}: this is one entry", who());
+    if (!Facts::same_tensors(from, to, run.first, run.count) || from.entry->shape != to.entry->shape) {
+      violated("{}: these are two tensors", who());
+    }
+    const auto& box = from.entry->box;
+    const bool both_have = elements(run.blocks) > 0 && run.blocks.axes == box.axes &&
+                           contains(blocks_touched(box), run.blocks) &&
+                           contains(blocks_touched(to.entry->box), run.blocks);
+    if (!both_have) violated("{}: not both have a part of every block", who());
+    auto& given = given_[{exchange.to, run.to_column}];
+    for (const auto& one : given) {
+      if (one.from == exchange.from && one.from_column == run.from_column && one.first < run.first + run.count &&
+          run.first < one.end && intersect(one.blocks, run.blocks)) {
+        violated("trainer {} sends the amax of blocks {} of {} twice to trainer {}", exchange.from,
+                 to_string(*intersect(one.blocks, run.blocks)), from.entry->tensor, exchange.to);
+      }
+    }
+    const auto part = intersect(elements_of(run.blocks, whole(from.entry->shape.get())), box);
+    given.push_back({run.first, run.first + run.count, run.blocks, part.value(), exchange.from, run.from_column});
   }
 
-  const Catalogs& catalogs_;
-  std::vector<Received> received_;
-  std::set<std::pair<std::string_view, std::int64_t>> straddling_;
+  Facts& facts_;
+  std::map<std::pair<std::uint32_t, std::uint32_t>, std::vector<Given>> given_;  // by trainer and column
 };
 
 }  // namespace
 
-void check_amax(const Plan& plan, const Catalogs& catalogs, Proof& proof) {
-  AmaxCheck check(plan, catalogs);
+void check_amax(const Plan& plan, const Catalogs& catalogs, Facts& facts, Proof& proof) {
+  AmaxCheck check(plan, facts);
   for (std::size_t index = 0; index < plan.steps.size(); ++index) {
     const auto& step = plan.steps[index];
     if (!has_scales(step.recipe)) continue;
-    check.require_whole_blocks({step.trainer, step.column, blocks_touched(step.box), step.needs_amax},
-                               [&] { return describe(plan, catalogs, index); });
+    const Caster caster{step.trainer,   step.column, step.first, step.first + step.count, blocks_touched(step.box),
+                        step.needs_amax};
+    if (check.require_whole_blocks(caster, [&] { return describe(plan, catalogs, index); })) ++proof.waiting_steps;
   }
   for (std::size_t index = 0; index < plan.scale_steps.size(); ++index) {
     const auto& step = plan.scale_steps[index];
-    check.require_whole_blocks({step.trainer, step.column, step.blocks},
+    check.require_whole_blocks({step.trainer, step.column, step.first, step.first + step.count, step.blocks},
                                [&] { return describe_scales(plan, catalogs, index); });
   }
-  proof.straddling_blocks = check.straddling_blocks();
 }
 
 }  // namespace weightcast::proof

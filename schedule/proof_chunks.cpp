@@ -1,5 +1,7 @@
 #include <cstddef>
 #include <cstdint>
+#include <set>
+#include <tuple>
 #include <vector>
 
 #include "schedule/proof_checks.h"
@@ -39,12 +41,14 @@ bool is_small_enough(const Step& step, const Box& piece, std::uint64_t chunk_byt
 
 void check_chunks(const Plan& plan, const Catalogs& catalogs) {
   if (plan.chunk_bytes == 0) violated("chunk_bytes is 0");
+  std::set<std::tuple<Box, Box, Recipe>> checked;
   for (std::size_t index = 0; index < plan.steps.size(); ++index) {
     const auto& step = plan.steps[index];
     const auto who = [&] { return describe(plan, catalogs, index); };
     const auto pieces = chunks_of(step.box, step.frame, step.recipe, plan.chunk_bytes);
     if (pieces.size() != step.chunks)
       violated("{} in {} pieces, but is cut into {}", who(), step.chunks, pieces.size());
+    if (!checked.insert({step.box, step.frame, step.recipe}).second) continue;
     std::vector<Box> left = {step.box};
     std::int64_t taken = 0;
     for (const auto& piece : pieces) {

@@ -1,5 +1,7 @@
 #include <algorithm>
 #include <cstddef>
+#include <map>
+#include <unordered_map>
 #include <vector>
 
 #include "schedule/proof_checks.h"
@@ -8,174 +10,172 @@
 namespace weightcast::proof {
 namespace {
 
-constexpr std::uint64_t kScaleBytes = sizeof(float);
-
-std::uint64_t element_bytes_of(const Entry& entry) {
-  return entry.is_scales ? kScaleBytes : element_bytes(entry.recipe);
-}
-
-// Who writes to one server: a step or a scale step, and which of its destinations.
+// What a step, or scale step, writes of the tensors of a column.
 struct Write {
-  bool is_scales = false;
-  std::size_t step = 0;
-  std::uint32_t entry = 0;  // of the server
+  std::uint32_t first = 0;
+  std::uint32_t end = 0;
+  Box box;
 };
 
-struct Extent {
-  Run bytes;
-  std::size_t owner = 0;  // an entry, or a write
-};
-
-void sort_by_begin(std::vector<Extent>& extents) {
-  std::sort(extents.begin(), extents.end(), [](const Extent& a, const Extent& b) {
-    return a.bytes.begin != b.bytes.begin ? a.bytes.begin < b.bytes.begin : a.owner < b.owner;
-  });
-}
-
-// One server's sweep. Written extents and entries are kept by region.
-class Sweep {
+class Coverage {
  public:
-  Sweep(const Plan& plan, const Catalogs& catalogs, std::uint32_t server)
-      : plan_(plan),
-        catalogs_(catalogs),
-        catalog_(catalogs.servers[server]),
-        server_(server),
-        held_(catalog_.regions.size()),
-        written_(catalog_.regions.size()) {}
+  Coverage(const Plan& plan, const Catalogs& catalogs, Facts& facts, Proof& proof)
+      : plan_(plan), catalogs_(catalogs), facts_(facts), proof_(proof), writers_(catalogs.servers.size()) {}
 
-  void add_entries() {
-    for (std::size_t index = 0; index < catalog_.entries.size(); ++index) {
-      const auto& entry = catalog_.entries[index];
-      check_entry(index);
-      for (const auto& run : runs_of(entry, entry.box, element_bytes_of(entry))) {
-        held_[entry.region].push_back({run, index});
-      }
+  void run() {
+    for (std::size_t i = 0; i < plan_.steps.size(); ++i) collect(plan_.steps[i].destinations, i);
+    for (std::size_t i = 0; i < plan_.scale_steps.size(); ++i) {
+      collect(plan_.scale_steps[i].destinations, plan_.steps.size() + i);
     }
-  }
-
-  void add(const Write& write, const Box& box) {
-    const auto& entry = catalog_.entries[write.entry];
-    for (const auto& run : runs_of(entry, box, element_bytes_of(entry))) {
-      written_[entry.region].push_back({run, writes_.size()});
-    }
-    writes_.push_back(write);
-  }
-
-  // Compares what is written with what is held, region by region, byte by byte.
-  void run(Proof& proof) {
-    for (std::size_t region = 0; region < held_.size(); ++region) {
-      auto& held = held_[region];
-      auto& written = written_[region];
-      sort_by_begin(held);
-      sort_by_begin(written);
-      check_disjoint(region);
-      check_equal(region);
-      for (const auto& extent : written) proof.destination_bytes += extent.bytes.end - extent.bytes.begin;
-      proof.put_extents += written.size();
-    }
-    for (const auto& entry : catalog_.entries) {
-      if (entry.is_scales) proof.scales += static_cast<std::uint64_t>(elements(entry.box));
-    }
+    for (std::uint32_t server = 0; server < writers_.size(); ++server) check_server(server);
   }
 
  private:
-  void check_entry(std::size_t index) const {
-    const auto& entry = catalog_.entries[index];
-    for (std::size_t axis = 0; axis < entry.box.axes; ++axis) {
-      if (entry.box.extent[axis] > 1 && entry.strides_bytes[axis] < 1) {
-        violated("entry {} of server {} ({}) has a stride of {} bytes on axis {}; a server's are positive", index,
-                 server_, entry.tensor, entry.strides_bytes[axis], axis);
+  using Writers = std::vector<std::uint32_t>;  // steps, then scale steps, counted on
+
+  void collect(const std::vector<Destination>& destinations, std::size_t writer) {
+    for (const auto& to : destinations) {
+      auto& columns = writers_[to.server];
+      if (columns.empty()) columns.resize(plan_.columns.size());
+      columns[to.column].push_back(static_cast<std::uint32_t>(writer));
+    }
+  }
+
+  void check_server(std::uint32_t server) {
+    std::vector<std::uint32_t> columns;
+    for (std::uint32_t column = 0; column < writers_[server].size(); ++column) {
+      if (writers_[server][column].empty()) continue;
+      columns.push_back(column);
+      check_column(server, column);
+    }
+    writers_[server] = {};
+    check_entries(server, columns);
+  }
+
+  // Servers that are written alike need one look.
+  void check_column(std::uint32_t server, std::uint32_t column) {
+    const auto& facts = facts_.server(server, column, [] { return "a step"; });
+    auto& writers = writers_[server][column];
+    const auto volume = static_cast<std::uint64_t>(elements(facts.entry->box)) * facts.tensors.size();
+    proof_.destination_bytes += volume * (facts.entry->is_scales ? sizeof(float) : element_bytes(facts.entry->recipe));
+    if (facts.entry->is_scales) proof_.scales += volume;
+    auto& alike = checked_[{column, writers.front(), writers.size()}];
+    for (const auto& [known, box] : alike) {
+      if (known == writers && box == facts.entry->box) return;
+    }
+    check_tensors(server, column, facts, writers);
+    alike.emplace_back(std::move(writers), facts.entry->box);
+  }
+
+  [[nodiscard]] Write write_of(std::uint32_t writer) const {
+    if (writer < plan_.steps.size()) {
+      const auto& step = plan_.steps[writer];
+      return {step.first, step.first + step.count, step.box};
+    }
+    const auto& step = plan_.scale_steps[writer - plan_.steps.size()];
+    return {step.first, step.first + step.count, step.blocks};
+  }
+
+  // Between two places where some writer begins or ends, all tensors are written alike.
+  void check_tensors(std::uint32_t server, std::uint32_t column, const ColumnFacts& facts, const Writers& writers) {
+    std::vector<std::uint32_t> places = {0, static_cast<std::uint32_t>(facts.tensors.size())};
+    for (const auto writer : writers) {
+      const auto write = write_of(writer);
+      places.push_back(write.first);
+      places.push_back(write.end);
+    }
+    std::sort(places.begin(), places.end());
+    places.erase(std::unique(places.begin(), places.end()), places.end());
+    for (std::size_t i = 0; i + 1 < places.size(); ++i) {
+      Writers active;
+      for (const auto writer : writers) {
+        const auto write = write_of(writer);
+        if (write.first <= places[i] && places[i] < write.end) active.push_back(writer);
       }
-    }
-    if (entry.is_scales || !has_scales(entry.recipe)) return;
-    const bool has_them = entry.scales && *entry.scales < catalog_.entries.size() &&
-                          catalog_.entries[*entry.scales].is_scales &&
-                          catalog_.entries[*entry.scales].tensor == entry.tensor &&
-                          catalog_.entries[*entry.scales].box == blocks_touched(entry.box);
-    if (!has_them) {
-      violated("entry {} of server {} ({} {}, {}) has no entry with the scales of exactly its blocks", index, server_,
-               entry.tensor, to_string(entry.box), to_string(entry.recipe));
+      check_box(server, plan_.columns[column][places[i]], facts.entry->box, std::move(active));
     }
   }
 
-  void check_disjoint(std::size_t region) const {
-    for (std::size_t i = 1; i < held_[region].size(); ++i) {
-      const auto& [before, first] = held_[region][i - 1];
-      const auto& [bytes, second] = held_[region][i];
-      if (bytes.begin >= before.end) continue;
-      violated("entries {} ({}) and {} ({}) of server {} share {}", first, catalog_.entries[first].tensor, second,
-               catalog_.entries[second].tensor, server_, place(region, bytes.begin, std::min(before.end, bytes.end)));
+  // The boxes of the writers tile that of the entry.
+  void check_box(std::uint32_t server, std::uint32_t entry, const Box& box, Writers active) {
+    std::stable_sort(active.begin(), active.end(),
+                     [&](std::uint32_t a, std::uint32_t b) { return write_of(a).box < write_of(b).box; });
+    std::vector<Box> left = {box};
+    std::int64_t open = elements(box);
+    for (std::size_t i = 0; i < active.size(); ++i) {
+      const auto part = write_of(active[i]).box;
+      subtract(left, part);
+      std::int64_t rest = 0;
+      for (const auto& piece : left) rest += elements(piece);
+      if (open - rest != elements(part)) twice(server, entry, active, i);
+      open = rest;
     }
-    for (std::size_t i = 1; i < written_[region].size(); ++i) {
-      const auto& [before, first] = written_[region][i - 1];
-      const auto& [bytes, second] = written_[region][i];
-      if (bytes.begin >= before.end) continue;
-      violated("{} of server {}, in its entry {}, are written twice: by {} and by {}",
-               place(region, bytes.begin, std::min(before.end, bytes.end)), server_, writes_[second].entry,
-               name(writes_[first]), name(writes_[second]));
-    }
+    if (left.empty()) return;
+    const auto& known = catalogs_.servers[server].entries[entry];
+    violated("{} of server {}'s entry {} ({}{} {}) is written by nobody", to_string(left.front()), server, entry,
+             known.is_scales ? "scales of " : "", known.tensor, to_string(known.box));
   }
 
-  // Both lists are sorted and disjoint.
-  void check_equal(std::size_t region) const {
-    auto next = written_[region].begin();
-    std::uint64_t covered = 0;  // bytes before it are settled
-    for (const auto& [bytes, entry] : held_[region]) {
-      covered = std::max(covered, bytes.begin);
-      while (covered < bytes.end) {
-        if (next == written_[region].end() || next->bytes.begin > covered) {
-          const auto end = next == written_[region].end() ? bytes.end : std::min(bytes.end, next->bytes.begin);
-          violated("{} of server {} are written by nobody; they belong to its entry {} ({}{} {})",
-                   place(region, covered, end), server_, entry, catalog_.entries[entry].is_scales ? "scales of " : "",
-                   catalog_.entries[entry].tensor, to_string(catalog_.entries[entry].box));
+  [[noreturn]] void twice(std::uint32_t server, std::uint32_t entry, const Writers& active, std::size_t second) {
+    const auto box = write_of(active[second]).box;
+    for (std::size_t first = 0; first < second; ++first) {
+      const auto common = intersect(write_of(active[first]).box, box);
+      if (!common) continue;
+      const auto [low, high] = std::minmax(active[first], active[second]);
+      violated("{} of server {}'s entry {} is written twice: by {} and by {}", to_string(*common), server, entry,
+               name(low), name(high));
+    }
+    violated("{} writes outside entry {} of server {}", name(active[second]), entry, server);
+  }
+
+  [[nodiscard]] std::string name(std::uint32_t writer) const {
+    return writer < plan_.steps.size() ? describe(plan_, catalogs_, writer)
+                                       : describe_scales(plan_, catalogs_, writer - plan_.steps.size());
+  }
+
+  // Every entry is in one of the columns, and in one only.
+  void check_entries(std::uint32_t server, const std::vector<std::uint32_t>& columns) {
+    const auto& entries = catalogs_.servers[server].entries;
+    auto& known = complete_[facts_.list_of_server(server)];
+    if (known == columns && !columns.empty()) return;
+    std::vector<std::uint32_t> in(entries.size());  // the column, counted from 1
+    for (const auto column : columns) {
+      for (const auto entry : plan_.columns[column]) {
+        if (in[entry] != 0) {
+          violated("entry {} of server {} ({}) is written twice: as one of column {} and of column {}", entry, server,
+                   entries[entry].tensor, in[entry] - 1, column);
         }
-        if (next->bytes.begin < covered && next->bytes.begin < bytes.begin) outside(region, *next, bytes.begin);
-        covered = std::min(bytes.end, next->bytes.end);
-        if (next->bytes.end <= covered) ++next;
+        in[entry] = column + 1;
       }
     }
-    if (next != written_[region].end()) outside(region, *next, next->bytes.end);
+    for (std::size_t entry = 0; entry < in.size(); ++entry) {
+      if (in[entry] != 0) continue;
+      violated("entry {} of server {} ({}{} {}) is written by nobody", entry, server,
+               entries[entry].is_scales ? "scales of " : "", entries[entry].tensor, to_string(entries[entry].box));
+    }
+    known = columns;
   }
 
-  [[noreturn]] void outside(std::size_t region, const Extent& extent, std::uint64_t end) const {
-    violated("{} writes {} of server {}, where no entry is", name(writes_[extent.owner]),
-             place(region, extent.bytes.begin, end), server_);
-  }
-
-  [[nodiscard]] std::string place(std::size_t region, std::uint64_t begin, std::uint64_t end) const {
-    return fmt::format("bytes {} to {} of region \"{}\"", begin, end, catalog_.regions[region].name);
-  }
-  [[nodiscard]] std::string name(const Write& write) const {
-    return write.is_scales ? describe_scales(plan_, catalogs_, write.step) : describe(plan_, catalogs_, write.step);
-  }
+  struct Key {
+    std::uint32_t column = 0;
+    std::uint32_t first_writer = 0;
+    std::size_t writers = 0;
+    friend auto operator<=>(const Key&, const Key&) = default;
+  };
 
   const Plan& plan_;
   const Catalogs& catalogs_;
-  const Catalog& catalog_;
-  std::uint32_t server_;
-  std::vector<std::vector<Extent>> held_;
-  std::vector<std::vector<Extent>> written_;
-  std::vector<Write> writes_;
+  Facts& facts_;
+  Proof& proof_;
+  std::vector<std::vector<Writers>> writers_;  // by server and column
+  std::map<Key, std::vector<std::pair<Writers, Box>>> checked_;
+  std::unordered_map<std::size_t, std::vector<std::uint32_t>> complete_;  // by list: columns that have all entries
 };
 
 }  // namespace
 
-void check_coverage(const Plan& plan, const Catalogs& catalogs, Proof& proof) {
-  std::vector<std::vector<Write>> by_server(catalogs.servers.size());
-  for (std::size_t step = 0; step < plan.steps.size(); ++step) {
-    for (const auto& to : plan.steps[step].destinations) by_server[to.server].push_back({false, step, to.column});
-  }
-  for (std::size_t step = 0; step < plan.scale_steps.size(); ++step) {
-    for (const auto& to : plan.scale_steps[step].destinations) by_server[to.server].push_back({true, step, to.column});
-  }
-  for (std::uint32_t server = 0; server < catalogs.servers.size(); ++server) {
-    Sweep sweep(plan, catalogs, server);
-    sweep.add_entries();
-    for (const auto& write : by_server[server]) {
-      sweep.add(write, write.is_scales ? plan.scale_steps[write.step].blocks : plan.steps[write.step].box);
-    }
-    sweep.run(proof);
-  }
+void check_coverage(const Plan& plan, const Catalogs& catalogs, Facts& facts, Proof& proof) {
+  Coverage(plan, catalogs, facts, proof).run();
 }
 
 }  // namespace weightcast::proof

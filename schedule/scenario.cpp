@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <functional>
+#include <map>
 #include <numeric>
 #include <optional>
 #include <utility>
@@ -98,6 +100,9 @@ void lay(Catalog& catalog, Entry entry, std::uint32_t region, std::uint64_t elem
   catalog.entries.push_back(std::move(entry));
 }
 
+// The list is at its final length.
+void close(Catalog& catalog) { catalog.entries.edit().shrink_to_fit(); }
+
 // ---- trainers ----
 
 using Coordinates = std::array<std::uint32_t, TrainerLayout::kAxes>;
@@ -145,7 +150,26 @@ Catalog trainer_of(std::uint32_t rank, const Scenario& scenario,
     const auto bytes = element_bytes(entry.source_type);
     lay(catalog, std::move(entry), 0, bytes);
   }
+  close(catalog);
   return catalog;
+}
+
+// Replicas of one another share one list of entries.
+std::vector<Catalog> trainers_of(const Scenario& scenario, const std::vector<ModelTensor>& tensors) {
+  const auto& layout = scenario.trainers;
+  const auto stages = tensors_by_stage(tensors, scenario.model, layout.layers_per_stage);
+  const auto ranks = std::accumulate(layout.ranks.begin(), layout.ranks.end(), 1U, std::multiplies<>());
+  std::map<Coordinates, std::uint32_t> firsts;
+  std::vector<Catalog> trainers;
+  trainers.reserve(ranks);
+  for (std::uint32_t rank = 0; rank < ranks; ++rank) {
+    auto at = coordinates_of(rank, layout);
+    at[TrainerLayout::kReplica] = at[TrainerLayout::kContext] = 0;
+    const auto [first, is_new] = firsts.emplace(at, rank);
+    trainers.push_back(is_new ? trainer_of(rank, scenario, stages) : trainers[first->second]);
+    trainers.back().rank = rank;
+  }
+  return trainers;
 }
 
 // ---- servers ----
@@ -171,7 +195,8 @@ Recipe recipe_of(const ModelTensor& tensor, const Scenario& scenario) {
   return tensor.is_projection ? scenario.recipe : Recipe::bf16;
 }
 
-void take(Catalog& catalog, const ModelTensor& tensor, const Box& box, Recipe recipe) {
+void take(Catalog& catalog, const ModelTensor& tensor, const Box& box, Recipe recipe,
+          const SharedList<std::int64_t>& grid) {
   constexpr std::uint32_t kWeights = 0;
   constexpr std::uint32_t kScales = 1;
   Entry entry;
@@ -182,7 +207,7 @@ void take(Catalog& catalog, const ModelTensor& tensor, const Box& box, Recipe re
   if (!has_scales(recipe)) return lay(catalog, std::move(entry), kWeights, element_bytes(recipe));
   Entry scales;
   scales.tensor = tensor.name;
-  scales.shape = block_grid(tensor.shape);
+  scales.shape = grid;
   scales.box = blocks_touched(box);
   scales.recipe = Recipe::fp32;
   scales.is_scales = true;
@@ -191,44 +216,85 @@ void take(Catalog& catalog, const ModelTensor& tensor, const Box& box, Recipe re
   lay(catalog, std::move(scales), kScales, element_bytes(Recipe::fp32));
 }
 
-void add_servers(const Scenario& scenario, std::size_t pool, const std::vector<ModelTensor>& tensors,
-                 std::uint32_t first_replica, std::vector<Catalog>& servers) {
-  const auto& layout = scenario.servers[pool].layout;
-  const auto stages = tensors_by_stage(tensors, scenario.model, layout.layers_per_stage);
-  const auto ranks = layout.dp * layout.tp;
-  for (std::uint32_t i = 0; i < layout.replicas * layout.pp * ranks; ++i) {
-    const auto replica = first_replica + i / (layout.pp * ranks);
-    Catalog catalog{Role::server, static_cast<std::uint32_t>(servers.size()), replica, {{"weights"}, {"scales"}}, {}};
-    if (!has_scales(scenario.recipe)) catalog.regions.pop_back();
-    for (const auto* tensor : stages[i / ranks % layout.pp]) {
-      const auto box = slice_of(*tensor, scenario.model, layout, i % ranks);
+class PoolServers {
+ public:
+  PoolServers(const Scenario& scenario, std::size_t pool, const std::vector<ModelTensor>& tensors)
+      : scenario_(scenario), pool_(pool), tensors_(tensors) {
+    for (const auto& tensor : tensors) {  // neighbours have equal shapes more often than not
+      if (grids_.empty() || tensor.shape != (&tensor - 1)->shape) {
+        grids_.emplace_back(block_grid(tensor.shape));
+      } else {
+        grids_.push_back(grids_.back());
+      }
+    }
+  }
+
+  // Replicas of one another share one list of entries.
+  void add_to(std::vector<Catalog>& servers, std::uint32_t first_replica) const {
+    const auto& layout = scenario_.servers[pool_].layout;
+    const auto stages = tensors_by_stage(tensors_, scenario_.model, layout.layers_per_stage);
+    const auto ranks = layout.dp * layout.tp;
+    const auto first = servers.size();
+    for (std::uint32_t i = 0; i < layout.replicas * layout.pp * ranks; ++i) {
+      const auto rank = static_cast<std::uint32_t>(servers.size());
+      const auto in_replica = i % (layout.pp * ranks);
+      const auto replica = first_replica + i / (layout.pp * ranks);
+      if (i == in_replica) {
+        servers.push_back(server_of(rank, replica, i % ranks, stages[i / ranks]));
+      } else {
+        servers.push_back(servers[first + in_replica]);
+        servers.back().rank = rank;
+        servers.back().replica = replica;
+      }
+    }
+  }
+
+ private:
+  [[nodiscard]] Catalog server_of(std::uint32_t rank, std::uint32_t replica, std::uint32_t rank_of_stage,
+                                  const std::vector<const ModelTensor*>& stage) const {
+    Catalog catalog{Role::server, rank, replica, {{"weights"}, {"scales"}}, {}};
+    if (!has_scales(scenario_.recipe)) catalog.regions.pop_back();
+    for (const auto* tensor : stage) {
+      const auto box = slice_of(*tensor, scenario_.model, scenario_.servers[pool_].layout, rank_of_stage);
       if (!box) continue;
-      const auto recipe = recipe_of(*tensor, scenario);
+      const auto recipe = recipe_of(*tensor, scenario_);
       if (has_scales(recipe) && cuts_blocks(*box, tensor->shape)) {
         throw Error(Code::invalid_argument,
                     fmt::format("{}: /servers/{}/layout: the slice {} of tensor {} on {} cuts blocks of {}, and the "
                                 "recipe {} needs whole ones; lower tp or raise ep",
-                                scenario.origin, pool, to_string(*box), tensor->name, name_of(catalog), kBlock,
+                                scenario_.origin, pool_, to_string(*box), tensor->name, name_of(catalog), kBlock,
                                 to_string(recipe)));
       }
-      take(catalog, *tensor, *box, recipe);
+      take(catalog, *tensor, *box, recipe, grids_[static_cast<std::size_t>(tensor - tensors_.data())]);
     }
-    servers.push_back(std::move(catalog));
+    close(catalog);
+    return catalog;
   }
+
+  const Scenario& scenario_;
+  std::size_t pool_;
+  const std::vector<ModelTensor>& tensors_;
+  std::vector<SharedList<std::int64_t>> grids_;  // of blocks, by tensor
+};
+
+// Nodes count on from one pool to the next, and from trainers to servers.
+void add_links(const Hardware& hardware, std::uint32_t& first_node, std::vector<RankLinks>& links) {
+  for (std::uint32_t i = 0; i < hardware.nodes * hardware.gpus_per_node; ++i) {
+    links.push_back(
+        {first_node + i / hardware.gpus_per_node, hardware.nics_per_gpu * hardware.nic_gbs, hardware.nvlink_gbs});
+  }
+  first_node += hardware.nodes;
 }
 
 }  // namespace
 
 Catalogs catalogs_of(const Scenario& scenario) {
   const auto tensors = tensors_of(scenario.model);
-  const auto stages = tensors_by_stage(tensors, scenario.model, scenario.trainers.layers_per_stage);
-  const auto& ranks = scenario.trainers.ranks;
-  const auto trainers = std::accumulate(ranks.begin(), ranks.end(), 1U, std::multiplies<>());
   Catalogs catalogs;
-  for (std::uint32_t rank = 0; rank < trainers; ++rank) catalogs.trainers.push_back(trainer_of(rank, scenario, stages));
+  catalogs.trainers = trainers_of(scenario, tensors);
   std::uint32_t replica = 0;
   for (std::size_t pool = 0; pool < scenario.servers.size(); ++pool) {
-    add_servers(scenario, pool, tensors, replica, catalogs.servers);
+    PoolServers(scenario, pool, tensors).add_to(catalogs.servers, replica);
     replica += scenario.servers[pool].layout.replicas;
   }
   return catalogs;
@@ -237,25 +303,9 @@ Catalogs catalogs_of(const Scenario& scenario) {
 Topology topology_of(const Scenario& scenario) {
   Topology topology;
   std::uint32_t node = 0;
-  const auto add = [&](const Hardware& hardware, std::vector<RankLinks>& ranks) {
-    for (std::uint32_t end = node + hardware.nodes; node < end; ++node) {
-      const RankLinks links{node, hardware.nics_per_gpu * hardware.nic_gbs, hardware.nvlink_gbs};
-      ranks.insert(ranks.end(), hardware.gpus_per_node, links);
-    }
-  };
-  add(scenario.trainer_hardware, topology.trainers);
-  for (const auto& pool : scenario.servers) add(pool.hardware, topology.servers);
+  add_links(scenario.trainer_hardware, node, topology.trainers);
+  for (const auto& pool : scenario.servers) add_links(pool.hardware, node, topology.servers);
   return topology;
-}
-
-LinkRates link_rates_of(const Scenario& scenario) {
-  const auto rate = [](const Hardware& hardware) { return hardware.nics_per_gpu * hardware.nic_gbs; };
-  LinkRates rates;
-  rates.trainer_out = rate(scenario.trainer_hardware);
-  for (const auto& [layout, hardware] : scenario.servers) {
-    rates.server_in_each.insert(rates.server_in_each.end(), hardware.nodes * hardware.gpus_per_node, rate(hardware));
-  }
-  return rates;
 }
 
 }  // namespace weightcast

@@ -11,10 +11,10 @@
 #include <vector>
 
 #include "quant/recipe.h"
-#include "schedule/explain.h"
 #include "schedule/model_shapes.h"
 #include "schedule/plan.h"
 #include "schedule/simulate.h"
+#include "schedule/topology.h"
 
 namespace weightcast {
 
@@ -76,9 +76,7 @@ struct Scenario {
 
 // Throws Error{invalid_argument} naming origin, pool, tensor and rank when a recipe cannot be applied to a slice.
 [[nodiscard]] Catalogs catalogs_of(const Scenario& scenario);
-// The links and the node of each rank.
+// Trainers and servers share no node.
 [[nodiscard]] Topology topology_of(const Scenario& scenario);
-// The NICs of each rank.
-[[nodiscard]] LinkRates link_rates_of(const Scenario& scenario);
 
 }  // namespace weightcast

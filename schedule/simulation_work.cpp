@@ -190,7 +190,7 @@ std::vector<Gathered> gathered_of(const Plan& plan, const Catalogs& catalogs, co
     for (uint32_t i = step.first; i < step.first + step.count; ++i) {
       const auto& entry = catalogs.trainers[step.trainer].entries[plan.columns[step.column][i]];
       const auto [at, is_new] = numbers.emplace(entry.tensor, tensors.size());
-      if (is_new) tensors.push_back({entry.tensor.find(expert_part) != std::string::npos, {}, {}});
+      if (is_new) tensors.push_back({entry.tensor.str().find(expert_part) != std::string::npos, {}, {}});
       visit(tensors[at->second], entry);
     }
   };

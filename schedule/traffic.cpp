@@ -2,10 +2,9 @@
 
 #include <algorithm>
 #include <string_view>
-#include <unordered_map>
-#include <utility>
+#include <tuple>
+#include <unordered_set>
 
-#include "schedule/proof_checks.h"
 #include "schedule/proof_geometry.h"
 
 namespace weightcast {
@@ -13,19 +12,33 @@ namespace {
 
 using std::uint64_t;
 
-// Adds steps up, tensor by tensor, so that a pair needs to know only the last tensor that it counted.
+// Adds steps up. A pair counts the tensors of one column before those of the next.
 class Adder {
  public:
-  explicit Adder(const Catalogs& catalogs)
-      : catalogs_(catalogs), pairs_(catalogs.trainers.size() * catalogs.servers.size()) {}
+  Adder(const Plan& plan, const Catalogs& catalogs)
+      : plan_(plan), catalogs_(catalogs), pairs_(catalogs.trainers.size() * catalogs.servers.size()) {}
 
-  void begin_tensor() { ++traffic_.tensors; }
-
-  void add(const Step& step, uint64_t chunk_bytes) {
-    const auto size = element_bytes(step.recipe);
-    add(step.trainer, step.destinations, step.box, size, chunks_of(step.box, step.frame, step.recipe, chunk_bytes));
+  template <class AnyStep>
+  void add(const AnyStep& step, const Box& box, uint64_t element_bytes, const std::vector<Box>& chunks) {
+    const Entry* before = nullptr;
+    uint64_t puts = 0;
+    for (const auto& to : step.destinations) {
+      if (to.relay) {
+        traffic_.relayed_bytes += bytes_of(step, box, element_bytes);
+        continue;
+      }
+      const auto& entry = catalogs_.servers[to.server].entries[plan_.columns[to.column][step.first]];
+      if (before == nullptr || before->strides_bytes != entry.strides_bytes) {  // most replicas are laid out alike
+        before = &entry;
+        puts = 0;
+        for (const auto& chunk : chunks) puts += proof::count_runs(entry, chunk, element_bytes);
+      }
+      auto& pair = pairs_[step.trainer * catalogs_.servers.size() + to.server];
+      pair.sum.bytes += bytes_of(step, box, element_bytes);
+      pair.sum.puts += puts * step.count;
+      count_tensors(pair, step.column, step.first, step.first + step.count);
+    }
   }
-  void add(const ScaleStep& step) { add(step.trainer, step.destinations, step.blocks, sizeof(float), {step.blocks}); }
 
   Traffic finish() {
     const auto servers = catalogs_.servers.size();
@@ -37,66 +50,62 @@ class Adder {
       traffic_.bytes += pair.bytes;
       traffic_.puts += pair.puts;
     }
+    std::unordered_set<const void*> lists;
+    std::unordered_set<std::string_view> names;
+    for (const auto& server : catalogs_.servers) {
+      if (!lists.insert(server.entries.identity()).second) continue;
+      for (const auto& entry : server.entries) names.insert(entry.tensor);
+    }
+    traffic_.tensors = names.size();
     return std::move(traffic_);
   }
 
  private:
-  struct Sum {
+  struct Pair {
     PairTraffic sum;
-    uint64_t last_tensor = 0;  // counted from 1
+    uint64_t column = UINT64_MAX;  // whose tensors below `end` are counted
+    std::uint32_t end = 0;
   };
 
-  void add(std::uint32_t trainer, const std::vector<Destination>& destinations, const Box& box, uint64_t element_bytes,
-           const std::vector<Box>& chunks) {
-    const Entry* before = nullptr;
-    uint64_t puts = 0;
-    for (const auto& to : destinations) {
-      const auto& entry = catalogs_.servers[to.server].entries[to.column];
-      if (before == nullptr || before->strides_bytes != entry.strides_bytes) {  // most replicas are laid out alike
-        before = &entry;
-        puts = 0;
-        for (const auto& chunk : chunks) puts += proof::count_runs(entry, chunk, element_bytes);
-      }
-      auto& [sum, last_tensor] = pairs_[trainer * catalogs_.servers.size() + to.server];
-      sum.bytes += static_cast<uint64_t>(elements(box)) * element_bytes;
-      sum.puts += puts;
-      if (std::exchange(last_tensor, traffic_.tensors) != traffic_.tensors) ++sum.tensors;
-    }
+  template <class AnyStep>
+  static uint64_t bytes_of(const AnyStep& step, const Box& box, uint64_t element_bytes) {
+    return static_cast<uint64_t>(elements(box)) * element_bytes * step.count;
   }
 
+  static void count_tensors(Pair& pair, std::uint32_t column, std::uint32_t first, std::uint32_t end) {
+    if (pair.column != column) pair.end = 0;
+    pair.column = column;
+    first = std::max(first, pair.end);
+    if (end > first) pair.sum.tensors += end - first;
+    pair.end = std::max(pair.end, end);
+  }
+
+  const Plan& plan_;
   const Catalogs& catalogs_;
-  std::vector<Sum> pairs_;  // trainer by trainer
+  std::vector<Pair> pairs_;  // trainer by trainer
   Traffic traffic_;
 };
 
-// Positions of all steps, then of all scale steps, by tensor.
-std::vector<std::vector<std::size_t>> by_tensor(const Plan& plan, const Catalogs& catalogs) {
-  std::unordered_map<std::string_view, std::size_t> numbers;
-  std::vector<std::vector<std::size_t>> positions;
-  const auto place = [&](const auto& step, std::size_t position) {
-    const auto& name = catalogs.trainers[step.trainer].entries[step.column].tensor;
-    const auto [found, is_new] = numbers.emplace(name, positions.size());
-    if (is_new) positions.emplace_back();
-    positions[found->second].push_back(position);
-  };
-  for (std::size_t i = 0; i < plan.steps.size(); ++i) place(plan.steps[i], i);
-  for (std::size_t i = 0; i < plan.scale_steps.size(); ++i) place(plan.scale_steps[i], plan.steps.size() + i);
-  return positions;
-}
-
 }  // namespace
 
-Traffic traffic_of(const Plan& families, const Catalogs& catalogs) {
-  const auto plan = proof::tensor_by_tensor(families);
-  Adder adder(catalogs);
-  for (const auto& positions : by_tensor(plan, catalogs)) {
-    adder.begin_tensor();
-    for (const auto i : positions) {
-      if (i < plan.steps.size()) {
-        adder.add(plan.steps[i], plan.chunk_bytes);
-      } else {
-        adder.add(plan.scale_steps[i - plan.steps.size()]);
-      }
+Traffic traffic_of(const Plan& plan, const Catalogs& catalogs) {
+  Adder adder(plan, catalogs);
+  std::vector<std::size_t> order(plan.steps.size() + plan.scale_steps.size());  // steps, then scale steps, counted on
+  for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
+  const auto key = [&](std::size_t i) {
+    if (i < plan.steps.size()) return std::tuple(plan.steps[i].trainer, plan.steps[i].column, plan.steps[i].first);
+    const auto& step = plan.scale_steps[i - plan.steps.size()];
+    return std::tuple(step.trainer, step.column, step.first);
+  };
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return key(a) < key(b); });
+  for (const auto i : order) {
+    if (i < plan.steps.size()) {
+      const auto& step = plan.steps[i];
+      adder.add(step, step.box, element_bytes(step.recipe),
+                chunks_of(step.box, step.frame, step.recipe, plan.chunk_bytes));
+    } else {
+      const auto& step = plan.scale_steps[i - plan.steps.size()];
+      adder.add(step, step.blocks, sizeof(float), {step.blocks});
     }
   }
   auto traffic = adder.finish();
@@ -104,7 +113,7 @@ Traffic traffic_of(const Plan& families, const Catalogs& catalogs) {
     if (exchange.from == exchange.to) continue;
     ++traffic.amax_messages;
     for (const auto& run : exchange.runs) {
-      traffic.amax_bytes += static_cast<uint64_t>(elements(run.blocks)) * sizeof(float);
+      traffic.amax_bytes += static_cast<uint64_t>(elements(run.blocks)) * sizeof(float) * run.count;
     }
   }
   return traffic;

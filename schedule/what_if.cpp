@@ -101,7 +101,7 @@ Named named(const std::string& text, const Catalogs& catalogs) {
 }
 
 void empty(Catalog& catalog) {
-  catalog.entries.clear();
+  catalog.entries = {};
   catalog.regions.clear();
 }
 

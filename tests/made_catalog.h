@@ -36,7 +36,7 @@ class Rank {
     scales.is_scales = true;
     for (std::size_t axis = box.axes > 2 ? box.axes - 2U : 0U; axis < box.axes; ++axis) {
       const auto end = blocks_of(box.offset[axis] + box.extent[axis]);
-      scales.shape[axis] = blocks_of(shape[axis]);
+      scales.shape.edit()[axis] = blocks_of(shape[axis]);
       scales.box.offset[axis] = box.offset[axis] / kBlock;
       scales.box.extent[axis] = end - scales.box.offset[axis];
     }

@@ -95,7 +95,7 @@ TEST_CASE("errors name the tensor, the ranks, the boxes and the nearest name") {
         "trainer holds "
         "is layer.q_proj");
   CHECK(error_of({{trainer(0).holds("w", {4, 4}, upper)}, {server(0).takes("w", {4, 4}, all)}}) ==
-        "tensor w: server 0 (replica 0) takes [0:4, 0:4], of which no trainer holds [2:4, 0:4]");
+        "tensor w: server 0 takes [0:4, 0:4], of which no trainer holds [2:4, 0:4]");
   CHECK(error_of({{trainer(0).holds("w", {4, 4}, all)}, {server(0).takes("w", {4, 8}, {2, {0, 0}, {4, 8}})}}) ==
         "tensor w: trainer 0 has the shape [0:4, 0:4], server 0 (replica 0) has [0:4, 0:8]");
   CHECK(error_of({{trainer(0).holds("w", {4, 4}, all), trainer(1).holds("w", {4, 4}, upper)},
@@ -129,6 +129,68 @@ TEST_CASE("each trainer begins with another server, and with steps that wait for
     CHECK(step.needs_amax == (i % 4 >= 2));
     CHECK(step.destinations.front().server == (step.trainer + i % 2) % 2);
   }
+}
+
+TEST_CASE("tensors that are held and taken alike are one family, whose replicas share the sending by tensors") {
+  Rank sources[] = {trainer(0), trainer(1)};
+  Rank taker = server(0);
+  for (const auto* name : {"a", "b", "c", "d"}) {
+    for (auto& source : sources) source.holds(name, {16}, {1, {0}, {16}});
+    taker.takes(name, {16}, {1, {0}, {16}});
+  }
+  const auto plan = make_plan({{sources[0], sources[1]}, {taker}}, {});
+  REQUIRE(plan.steps.size() == 2);
+  CHECK(plan.columns == std::vector<Column>{{0, 1, 2, 3}});
+  CHECK(plan.steps[0].count == 2);
+  CHECK(plan.steps[1].first == 2);
+}
+
+TEST_CASE("a replica that sends nothing else takes most of a tensor, which is cut at rows") {
+  const Box all{2, {0, 0}, {96, 8}};
+  const Catalogs catalogs{{trainer(0).holds("w", {96, 8}, all).holds("v", {32, 8}, {2, {0, 0}, {32, 8}}),
+                           trainer(1).holds("w", {96, 8}, all)},
+                          {server(0).takes("w", {96, 8}, all).takes("v", {32, 8}, {2, {0, 0}, {32, 8}})}};
+  const auto plan = make_plan(catalogs, {});
+  CHECK_NOTHROW(static_cast<void>(prove(plan, catalogs)));
+  CHECK(plan.trainer_bytes == std::vector<std::uint64_t>{1024, 1024});
+}
+
+TEST_CASE("with relay a node receives a tensor once, spread over its NICs, and passes it on") {
+  const Box all{2, {0, 0}, {64, 8}};
+  Catalogs catalogs{{trainer(0).holds("w", {64, 8}, all)}, {}};
+  Topology topology;
+  topology.trainers.push_back({0, 400, 0});
+  for (std::uint32_t i = 0; i < 4; ++i) {
+    catalogs.servers.push_back(server(i, i).takes("w", {64, 8}, all));
+    topology.servers.push_back({1 + i / 2, 50, 400});
+  }
+  PlanOptions options;
+  options.relay = true;
+  const auto plan = make_plan(catalogs, topology, options);
+  CHECK(prove(plan, catalogs, topology).relayed_bytes == 2048);
+  CHECK(plan.trainer_bytes == std::vector<std::uint64_t>{2048});
+  CHECK(plan.server_bytes == std::vector<std::uint64_t>(4, 1024));
+  for (const auto& load : plan.server_loads) CHECK(load == ServerLoad{512, 0, 512, 512});
+  CHECK(make_plan(catalogs, topology, options) == plan);
+
+  topology.trainers[0].nic_gbs = 25;  // now it sends once, and one node passes it on to the other
+  const auto spared = make_plan(catalogs, topology, options);
+  CHECK(prove(spared, catalogs, topology).relayed_bytes == 3072);
+  CHECK(spared.trainer_bytes == std::vector<std::uint64_t>{1024});
+  options.relay = false;
+  CHECK(make_plan(catalogs, topology, options).trainer_bytes == std::vector<std::uint64_t>{4096});
+}
+
+TEST_CASE("scratch memory that cannot hold the largest piece is refused, with the number that can") {
+  const Catalogs catalogs{{trainer(0).holds("w", {256, 512}, {2, {0, 0}, {256, 512}})},
+                          {server(0).takes("w", {256, 512}, {2, {0, 0}, {256, 512}}, kFp8)}};
+  PlanOptions options;
+  options.scratch_bytes = 65535;
+  CHECK(error_of(catalogs, options).find("raise scratch_bytes to 131072 or lower chunk_bytes") != std::string::npos);
+  options.chunk_bytes = 4096;  // a row of blocks at least
+  CHECK(error_of(catalogs, options).find("raise scratch_bytes to 65536 or lower chunk_bytes") != std::string::npos);
+  options.scratch_bytes = 65536;
+  CHECK(error_of(catalogs, options) == "planned 1 steps");
 }
 
 TEST_CASE("chunks end at words of the frame, at blocks, or after whole rows") {

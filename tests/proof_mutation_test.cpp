@@ -142,7 +142,7 @@ struct Damage {
 TEST_CASE("every damage to a plan with straddling blocks, slices and replicas is found") {
   const auto catalogs = sliced();
   Damage damage{catalogs, make_plan(catalogs, {.chunk_bytes = 8192, .unused_tensors = {}})};
-  CHECK(prove(damage.plan, catalogs).straddling_blocks > 0);
+  CHECK(prove(damage.plan, catalogs).waiting_steps > 0);
   damage.try_everything();
   CHECK(damage.found > 500);
 }

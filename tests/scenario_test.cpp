@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "schedule/bound.h"
 #include "schedule/planner.h"
 #include "schedule/proof.h"
 #include "tests/scenario_files.h"
@@ -95,10 +96,25 @@ TEST_CASE("the catalogs of a scenario are those that ranks send: they are read b
   }
 }
 
-TEST_CASE("the small shipped scenarios are planned and proved") {
-  for (const auto* name : {"smollm2-135m_2to2", "demo_4to4", "qwen3-30b_8to8"}) {
+TEST_CASE("a shipped scenario is planned with relay and without, proved, and within 2 % of its bound") {
+  for (const auto* name : {"smollm2-135m_2to2", "demo_4to4", "qwen3-30b_8to8", "qwen3-235b_128to32"}) {
     CAPTURE(name);
-    static_cast<void>(proved_plan(catalogs_of(parsed(shipped(name)))));
+    const auto scenario = parsed(shipped(name));
+    const auto catalogs = catalogs_of(scenario);
+    const auto topology = topology_of(scenario);
+    for (const bool relay : {false, true}) {
+      CAPTURE(relay);
+      PlanOptions options;
+      options.relay = relay;
+      const auto plan = make_plan(catalogs, topology, options);
+      const auto proof = prove(plan, catalogs, topology);
+      CHECK(proof.destination_bytes == sum(plan.server_bytes));
+      CHECK((proof.relayed_bytes > 0) == relay);
+      const auto bound = lower_bound(catalogs, topology, relay);
+      CHECK(bound.seconds > 0);
+      CHECK(makespan_s(plan, topology) <= bound.seconds * 1.02);
+      CHECK(makespan_s(plan, topology) >= bound.seconds * (1 - 1e-9));
+    }
   }
 }
 
@@ -177,7 +193,7 @@ TEST_CASE("pools of servers may differ in layout and links; the bound names the 
   CHECK(catalogs.servers[5].replica == 1);
   CHECK(catalogs.servers[6].replica == 2);
   const auto plan = proved_plan(catalogs);
-  const auto bound = lower_bound(plan, link_rates_of(scenario));
+  const auto bound = lower_bound(catalogs, topology_of(scenario), false);
   CHECK(bound.binding.find("server 4 in") == 0);
   CHECK(bound.seconds == doctest::Approx(static_cast<double>(plan.server_bytes[4]) / 25e9));
 }

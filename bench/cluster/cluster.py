@@ -102,7 +102,7 @@ def catalogs_of(layout: Path, folder: Path) -> dict[str, dict]:
 
 def compare(layout: Path, updates: int, trace: Path | None) -> Comparison:
     scenario = json.loads(layout.read_text())
-    simulated = json.loads(command("simulate", "--json", layout))
+    simulated = json.loads(command("simulate", "--json", "--no-relay", layout))
     rates = rates_of(scenario)
     found = Comparison(layout.stem, scenario["about"], len(rates), simulated["bytes"], simulated["makespan_s"],
                        simulated["bound_s"])  # fmt: skip

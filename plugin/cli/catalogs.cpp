@@ -17,9 +17,15 @@ namespace weightcast::cli {
 void add_plan_input(CLI::App& command, PlanInput& input) {
   command.add_option("file", input.files, "one scenario, or catalogs: one for each trainer and each server")
       ->required();
-  command.add_option("--config", input.config_file, "configuration file: chunk_bytes and unused_tensors count here");
+  command.add_option("--config", input.config_file,
+                     "configuration file: chunk_bytes, scratch_bytes and unused_tensors count here");
   command.add_option("--unused", input.unused_tensors, "a tensor that no server takes; * stands for any characters")
       ->allow_extra_args(false);  // one each, so that catalogs may follow
+  add_no_relay(command, input.without_relay);
+}
+
+void add_no_relay(CLI::App& command, bool& without_relay) {
+  command.add_flag("--no-relay", without_relay, "every server gets everything from trainers");
 }
 
 void add_changes(CLI::App& command, WhatIf& changes) {
@@ -82,14 +88,18 @@ Cluster load_cluster(const std::vector<std::string>& names) {
                 fmt::format("{} is a scenario: it makes all catalogs, give no other file", scenario->name));
   }
   const auto parsed = parse_scenario(scenario->text, scenario->name);
-  return {catalogs_of(parsed), link_rates_of(parsed)};
+  return {catalogs_of(parsed), topology_of(parsed)};
 }
 
-Plan plan_of(const PlanInput& input, const Catalogs& catalogs) {
+PlanOptions options_of(const PlanInput& input) {
   const auto config = input.config_file.empty() ? Config{} : load_config(input.config_file);
-  PlanOptions options{config.performance.chunk_bytes, config.unused_tensors};
+  PlanOptions options;
+  options.chunk_bytes = config.performance.chunk_bytes;
+  options.scratch_bytes = config.performance.scratch_bytes;
+  options.unused_tensors = config.unused_tensors;
   options.unused_tensors.insert(options.unused_tensors.end(), input.unused_tensors.begin(), input.unused_tensors.end());
-  return make_plan(catalogs, options);
+  options.relay = !input.without_relay;
+  return options;
 }
 
 }  // namespace weightcast::cli

@@ -5,8 +5,9 @@
 #include <string>
 #include <vector>
 
-#include "schedule/explain.h"
 #include "schedule/plan.h"
+#include "schedule/planner.h"
+#include "schedule/topology.h"
 #include "schedule/what_if.h"
 
 namespace weightcast::cli {
@@ -15,20 +16,23 @@ struct PlanInput {
   std::vector<std::string> files;
   std::string config_file;
   std::vector<std::string> unused_tensors;
+  bool without_relay = false;
 };
 void add_plan_input(CLI::App& command, PlanInput& input);
+
+void add_no_relay(CLI::App& command, bool& without_relay);
 
 // --set, --drop, --add-replica.
 void add_changes(CLI::App& command, WhatIf& changes);
 
 struct Cluster {
   Catalogs catalogs;
-  LinkRates rates;  // a scenario's; catalogs know none
+  Topology topology;  // a scenario's; catalogs know none
 };
 // A scenario alone, or one catalog a file, in any order; each role's ranks without gaps or repetition. Throws
 // Error{invalid_argument}.
 [[nodiscard]] Cluster load_cluster(const std::vector<std::string>& files);
-// Plans; throws Error when the planner refuses.
-[[nodiscard]] Plan plan_of(const PlanInput& input, const Catalogs& catalogs);
+// What the configuration file and the flags say, with relay unless they say no.
+[[nodiscard]] PlanOptions options_of(const PlanInput& input);
 
 }  // namespace weightcast::cli

@@ -15,18 +15,21 @@ struct Options {
   std::string before;
   std::string after;
   WhatIf changes;
+  bool without_relay = false;
   bool json = false;
 };
 
-PlannedCluster planned(const std::string& file, const WhatIf& changes) {
+PlannedCluster planned(const std::string& file, const WhatIf& changes, bool with_relay) {
   const auto text = read_text_file(file);
   if (!is_scenario(text)) throw Error(Code::invalid_argument, fmt::format("{}: is no scenario", file));
   const auto scenario = parse_scenario(text, file, changes);
   PlannedCluster cluster;
   cluster.catalogs = catalogs_of(scenario);
   drop_ranks(changes, cluster.catalogs);
-  cluster.plan = plan_of({{file}, {}, {}}, cluster.catalogs);
-  cluster.bound = lower_bound(cluster.plan, link_rates_of(scenario));
+  const auto topology = topology_of(scenario);
+  const PlanOptions planning{.relay = with_relay};
+  cluster.plan = make_plan(cluster.catalogs, topology, planning);
+  cluster.bound = lower_bound(cluster.catalogs, topology, with_relay);
   return cluster;
 }
 
@@ -34,8 +37,9 @@ int run(const Options& options) {
   if (options.after.empty() && options.changes.empty()) {
     throw Error(Code::invalid_argument, "diff: give a second scenario, or changes by --set, --drop or --add-replica");
   }
-  const auto before = planned(options.before, {});
-  const auto after = planned(options.after.empty() ? options.before : options.after, options.changes);
+  const auto before = planned(options.before, {}, !options.without_relay);
+  const auto after = planned(options.after.empty() ? options.before : options.after, options.changes,
+                             !options.without_relay);
   const auto changes = changes_between(before, after);
   print(options.json ? to_json(changes, before, after) + "\n" : to_text(changes, before, after));
   return kDone;
@@ -51,6 +55,7 @@ void add_diff(CLI::App& app, Action& action) {
   command.add_option("old", options->before, "a scenario")->required();
   command.add_option("new", options->after, "another one; without it, the old one with the changes");
   add_changes(command, options->changes);
+  add_no_relay(command, options->without_relay);
   add_json(command, options->json);
   command.callback([&action, options] { action = [options] { return run(*options); }; });
 }

@@ -5,6 +5,7 @@
 
 #include <map>
 #include <memory>
+#include <tuple>
 
 #include "plugin/cli/catalogs.h"
 #include "plugin/cli/command.h"
@@ -25,7 +26,7 @@ std::string steps_of(const Plan& plan, const Catalogs& catalogs, const std::stri
   const auto for_each_match = [&](const auto& step, const auto& line) {
     for (auto i = step.first; i < step.first + step.count; ++i) {
       const auto& name = catalogs.trainers[step.trainer].entries[plan.columns[step.column][i]].tensor;
-      if (fnmatch(pattern.c_str(), name.c_str(), 0) == 0) lines[name] += line();
+      if (fnmatch(pattern.c_str(), name.str().c_str(), 0) == 0) lines[name] += line();
     }
   };
   for (const auto& step : plan.steps) {
@@ -47,15 +48,25 @@ std::string steps_of(const Plan& plan, const Catalogs& catalogs, const std::stri
   return text;
 }
 
-// The rates of a scenario, unless the command line gives others.
-LinkRates overridden(LinkRates rates, const LinkRates& given) {
-  if (given.trainer_out > 0) rates.trainer_out = given.trainer_out;
-  if (given.server_in > 0) {
-    rates.server_in = given.server_in;
-    rates.server_in_each.clear();
+// Rates in GB/s that the command line gives; 0: not given.
+struct GivenRates {
+  double trainer_out = 0;
+  double server_in = 0;
+  double host = 0;
+};
+
+// The links of a scenario, unless the command line gives others. Ranks of catalogs are nodes of their own.
+Topology overridden(Topology topology, const Catalogs& catalogs, const GivenRates& given) {
+  std::uint32_t node = 0;
+  for (auto [links, ranks, gbs] : {std::tuple{&topology.trainers, catalogs.trainers.size(), given.trainer_out},
+                                   {&topology.servers, catalogs.servers.size(), given.server_in}}) {
+    while (links->size() < ranks) links->push_back({node++, 0, 0});
+    for (auto& link : *links) {
+      if (gbs > 0) link.nic_gbs = gbs;
+    }
   }
-  if (given.host > 0) rates.host = given.host;
-  return rates;
+  if (given.host > 0) topology.host_gbs = given.host;
+  return topology;
 }
 
 }  // namespace
@@ -63,7 +74,7 @@ LinkRates overridden(LinkRates rates, const LinkRates& given) {
 void add_explain(CLI::App& app, Action& action) {
   struct Options {
     PlanInput input;
-    LinkRates rates;
+    GivenRates rates;
     std::string tensor;
     bool json = false;
   };
@@ -85,15 +96,18 @@ void add_explain(CLI::App& app, Action& action) {
   command.callback([&action, options] {
     action = [options] {
       const auto [catalogs, known] = load_cluster(options->input.files);
-      const auto rates = overridden(known, options->rates);
-      const auto plan = plan_of(options->input, catalogs);
+      const auto topology = overridden(known, catalogs, options->rates);
+      auto planning = options_of(options->input);
+      const auto plan = make_plan(catalogs, topology, planning);
       if (!options->tensor.empty()) {
         print(steps_of(plan, catalogs, options->tensor));
-      } else if (options->json) {
-        print(explain_json(plan, catalogs, rates) + "\n");
-      } else {
-        print(explain(plan, catalogs, rates));
+        return kDone;
       }
+      const auto bound = lower_bound(catalogs, topology, planning.relay, planning.unused_tensors);
+      planning.relay = false;
+      const auto direct = make_plan(catalogs, topology, planning);
+      const Context context{catalogs, topology, bound, direct.trainer_bytes, direct.server_bytes};
+      print(options->json ? explain_json(plan, context) + "\n" : explain(plan, context));
       return kDone;
     };
   });

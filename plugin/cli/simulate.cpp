@@ -27,13 +27,15 @@ Simulated simulated(const Options& options, const std::string& text, const WhatI
   const auto scenario = parse_scenario(text, file, changes);
   auto catalogs = catalogs_of(scenario);
   drop_ranks(changes, catalogs);
-  const auto plan = plan_of(options.input, catalogs);
+  const auto topology = topology_of(scenario);
+  const auto planning = options_of(options.input);
+  const auto plan = make_plan(catalogs, topology, planning);
   Simulated found;
   found.trainers = catalogs.trainers.size();
   found.servers = catalogs.servers.size();
   for (const auto bytes : plan.server_bytes) found.bytes += bytes;
-  found.bound = lower_bound(plan, link_rates_of(scenario));
-  found.result = simulate(plan, catalogs, topology_of(scenario), scenario.simulation);
+  found.bound = lower_bound(catalogs, topology, planning.relay, planning.unused_tensors);
+  found.result = simulate(plan, catalogs, topology, scenario.simulation);
   return found;
 }
 

@@ -43,12 +43,12 @@ def test_the_demos_scenario_brings_each_server_what_the_demos_layout_holds():
 
 
 def test_explain_gives_one_number_a_rank_and_the_bound_at_the_scenarios_rates():
-    table = explained(SCENARIOS / "qwen3-235b_128to32.json")
+    table = explained(SCENARIOS / "qwen3-235b_128to32.json", "--no-relay")
     assert table["direct"]["server_bytes"] == [37_687_596_032] * 32
     assert len(table["direct"]["trainer_bytes"]) == 128
     assert table["bound_s"] == pytest.approx(37_687_596_032 / 50e9)
     assert table["binding"] == "server 0 in, 37.69 GB"
-    assert explained(SCENARIOS / "qwen3-235b_128to32.json", "--server-gbs", "25")["bound_s"] == pytest.approx(2 * table["bound_s"])
+    assert explained(SCENARIOS / "qwen3-235b_128to32.json", "--no-relay", "--server-gbs", "25")["bound_s"] == pytest.approx(2 * table["bound_s"])
 
 
 def test_a_large_plan_is_shown_by_classes_of_ranks():
@@ -62,7 +62,33 @@ def test_a_large_plan_is_shown_by_classes_of_ranks():
 
 def test_plan_proves_a_scenario():
     text = weightcast("plan", SCENARIOS / "smollm2-135m_2to2.json").stdout
-    assert "each written exactly once" in text and "bound: no less than" in text
+    assert "each written exactly once" in text and "replicated tensors relayed), plan " in text
+
+
+def test_relay_brings_each_tensor_to_a_node_once_and_the_gap_is_small():
+    table = explained(SCENARIOS / "qwen3-30b_8to8.json")
+    assert table["relayed_bytes"] > 0
+    assert sum(table["trainer_bytes"]) + table["relayed_bytes"] == sum(table["server_bytes"])
+    assert 0 <= table["gap"] < 0.02 and table["makespan_s"] == pytest.approx((1 + table["gap"]) * table["bound_s"])
+
+
+@pytest.mark.parametrize("name", ["deepseek-v3_256to128", "kimi-k2_256to128"])
+def test_the_largest_scenarios_are_planned_and_proved_within_2_percent_of_their_bound(name):
+    assert 0 <= json.loads(weightcast("plan", "--json", SCENARIOS / f"{name}.json").stdout)["gap"] < 0.02
+
+
+def test_plan_as_json_says_what_it_took_and_the_gap():
+    summary = json.loads(weightcast("plan", "--json", SCENARIOS / "demo_4to4.json").stdout)
+    assert 0 < summary["plan_s"] < 60 and summary["peak_rss_bytes"] > 0 and summary["steps"] > 0
+    assert 0 <= summary["gap"] < 0.02
+
+
+def test_scratch_memory_below_the_largest_piece_is_refused(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text('{"performance": {"scratch_bytes": 65536, "chunk_bytes": 32768}}')
+    result = weightcast("plan", "--config", file, SCENARIOS / "smollm2-135m_2to2.json", check=False)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "raise scratch_bytes to " in result.stderr and "tensor model." in result.stderr
 
 
 def test_a_bad_scenario_is_one_line_with_file_and_place(tmp_path):

@@ -1,4 +1,4 @@
-"""Who sends how much to whom: read from the JSON of `weightcast plan` or `weightcast explain`, drawn as a picture."""
+"""Who sends how much to whom: read from the JSON of `weightcast explain` or `weightcast plan --steps`, drawn as a picture."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def read_routes(file: File) -> Routes:
     except UnicodeDecodeError:
         raise ValueError(f"{file} is not text") from None
     except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{file} is not the JSON of `weightcast plan` or `weightcast explain`: "
+        raise ValueError(f"{file} is not the JSON of `weightcast explain` or `weightcast plan --steps`: "
                          f"{type(error).__name__} {error}") from None  # fmt: skip
 
 
@@ -86,7 +86,8 @@ def _of_plan(plan: dict) -> Routes:
             for begin, end in re.findall(r"(\d+):(\d+)", step[box]):
                 bytes_ *= int(end) - int(begin)
             for destination in step["destinations"]:
-                count[step["trainer"], destination["server"]] += bytes_
+                if "relay" not in destination:  # else another server puts it there
+                    count[step["trainer"], destination["server"]] += bytes_
     return Routes(dict(count), len(plan["trainer_bytes"]), len(plan["server_bytes"]), {})
 
 

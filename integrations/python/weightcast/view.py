@@ -30,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     codes = "Exit codes: 0 done, 1 it failed, 2 wrong arguments or input."
     parser = _OneLineParser("weightcast-view", description="Pictures and live progress of weight updates.", epilog=codes)
     commands = parser.add_subparsers(dest="command", required=True)
-    table = "what `weightcast plan --json` or `weightcast explain --json` printed"
+    table = "what `weightcast explain --json` or `weightcast plan --steps` printed"
     for name, what, source in (
         ("plan", "draws who sends how much to whom, as ribbons where ranks are few", table),
         ("routing", "draws the routing table: trainers against servers, totals on the margins", table),

@@ -1,0 +1,125 @@
+#include <algorithm>
+#include <string>
+
+#include "schedule/proof_checks.h"
+#include "schedule/proof_geometry.h"
+
+namespace weightcast::proof {
+namespace {
+
+bool lies_in_tensor(const Entry& entry) {
+  const Box tensor = whole(entry.shape.get());
+  if (entry.box.axes != tensor.axes || entry.box.axes == 0 || !contains(tensor, entry.box)) return false;
+  for (std::size_t axis = 0; axis < entry.box.axes; ++axis) {
+    if (entry.box.extent[axis] < 1) return false;
+  }
+  return true;
+}
+
+void check_entry(const Catalog& catalog, std::size_t index, const char* role) {
+  const auto& entry = catalog.entries[index];
+  const auto where = [&] { return fmt::format("entry {} of {} {} ({})", index, role, catalog.rank, entry.tensor); };
+  if (!entry.is_scales && !lies_in_tensor(entry)) {
+    violated("{} holds {}, which is not inside its tensor", where(), to_string(entry.box));
+  }
+  if (catalog.role == Role::trainer) return;
+  for (std::size_t axis = 0; axis < entry.box.axes; ++axis) {
+    if (entry.box.extent[axis] > 1 && entry.strides_bytes[axis] < 1) {
+      violated("{} has a stride of {} bytes on axis {}; a server's are positive", where(), entry.strides_bytes[axis],
+               axis);
+    }
+  }
+  if (entry.is_scales || !has_scales(entry.recipe)) return;
+  const auto& entries = catalog.entries;
+  const bool has_them = entry.scales && *entry.scales < entries.size() && entries[*entry.scales].is_scales &&
+                        entries[*entry.scales].tensor == entry.tensor &&
+                        entries[*entry.scales].box == blocks_touched(entry.box);
+  if (!has_them) violated("{} has no entry with the scales of exactly its blocks", where());
+}
+
+// Memory is a rank's own, even where entries are shared.
+void check_regions(const Catalog& catalog, const char* role) {
+  for (std::size_t index = 0; index < catalog.entries.size(); ++index) {
+    const auto& entry = catalog.entries[index];
+    const auto bytes = entry.is_scales                ? sizeof(float)
+                       : catalog.role == Role::server ? element_bytes(entry.recipe)
+                                                      : element_bytes(entry.source_type);
+    if (entry.region >= catalog.regions.size() || !fits(entry, bytes, catalog.regions[entry.region].bytes)) {
+      violated("entry {} of {} {} ({}) does not lie inside a region", index, role, catalog.rank, entry.tensor);
+    }
+  }
+}
+
+bool same_sizes(const std::vector<Region>& a, const std::vector<Region>& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                    [](const Region& x, const Region& y) { return x.bytes == y.bytes; });
+}
+
+bool are_alike(const Entry& a, const Entry& b) {
+  return a.box == b.box && a.recipe == b.recipe && a.source_type == b.source_type && a.is_scales == b.is_scales &&
+         a.shape == b.shape;
+}
+
+}  // namespace
+
+Facts::Facts(const Plan& plan, const Catalogs& catalogs) : plan_(plan) {
+  add_side(catalogs.trainers, Role::trainer, trainer_lists_);
+  add_side(catalogs.servers, Role::server, server_lists_);
+  places_.resize(catalogs_of_lists_.size() * plan.columns.size());
+}
+
+void Facts::add_side(const std::vector<Catalog>& catalogs, Role role, std::vector<std::size_t>& lists) {
+  const auto* name = role == Role::trainer ? "trainer" : "server";
+  std::unordered_map<const void*, std::size_t> known;
+  for (std::size_t rank = 0; rank < catalogs.size(); ++rank) {
+    const auto& catalog = catalogs[rank];
+    if (catalog.role != role || catalog.rank != rank) {
+      violated("the catalog in place {} is that of {} {}", rank, to_string(catalog.role), catalog.rank);
+    }
+    const auto [found, is_new] = known.emplace(catalog.entries.identity(), catalogs_of_lists_.size());
+    lists.push_back(found->second);
+    if (is_new) {
+      catalogs_of_lists_.push_back(&catalog);
+      for (std::size_t index = 0; index < catalog.entries.size(); ++index) check_entry(catalog, index, name);
+    }
+    if (is_new || !same_sizes(catalog.regions, catalogs_of_lists_[found->second]->regions))
+      check_regions(catalog, name);
+  }
+}
+
+std::string Facts::read(std::size_t list, std::uint32_t column) {
+  const auto& entries = catalogs_of_lists_[list]->entries.get();
+  const auto& indexes = plan_.columns[column];
+  ColumnFacts facts;
+  facts.tensors.reserve(indexes.size());
+  for (const auto index : indexes) {
+    if (index >= entries.size()) return fmt::format("there is no entry {}, there are {}", index, entries.size());
+    const auto& entry = entries[index];
+    if (facts.entry == nullptr) facts.entry = &entry;
+    if (!are_alike(entry, *facts.entry)) {
+      return fmt::format("its entries {} and {} are not the same box in the same format", indexes.front(), index);
+    }
+    facts.tensors.push_back(number_of(entry.tensor));
+  }
+  if (facts.entry == nullptr) return "it is empty";
+  facts_.push_back(std::move(facts));
+  return {};
+}
+
+std::uint32_t Facts::number_of(const SharedText& name) {
+  const auto [known, is_new] = numbers_.try_emplace(name.identity());
+  if (is_new) {
+    known->second =
+        numbers_by_name_.try_emplace(name.str(), static_cast<std::uint32_t>(numbers_by_name_.size())).first->second;
+  }
+  return known->second;
+}
+
+bool Facts::same_tensors(const ColumnFacts& a, const ColumnFacts& b, std::uint32_t first, std::uint32_t count) {
+  const auto begin = static_cast<std::ptrdiff_t>(first);
+  const auto end = begin + static_cast<std::ptrdiff_t>(count);
+  return b.tensors.size() >= static_cast<std::size_t>(end) &&
+         std::equal(a.tensors.begin() + begin, a.tensors.begin() + end, b.tensors.begin() + begin);
+}
+
+}  // namespace weightcast::proof
