@@ -65,7 +65,8 @@ def fill(memory: np.ndarray, pieces: tuple[Piece, ...], checkpoint: Path, round_
 
 
 def run(pipe: Connection, kind: str, end: End, checkpoint: Path) -> None:
-    """Orders: ("connect", cards), ("fill", round), ("move", round), ("check", round)."""
+    """Orders: ("connect", cards), ("fill", round), ("move", round), ("check", round). A move is answered with when it
+    ended and the CPU time of all threads meanwhile."""
     memory = np.zeros(end.pieces[-1].start + end.pieces[-1].bytes, np.uint8)
     fill(memory, end.pieces, checkpoint, 7)  # its pages exist before any clock starts
     began = time.monotonic()
@@ -79,8 +80,9 @@ def run(pipe: Connection, kind: str, end: End, checkpoint: Path) -> None:
             fill(memory, end.pieces, checkpoint, argument)
             answer(pipe, None)
         elif order == "move":
+            used = time.process_time()
             mover.move(argument)
-            answer(pipe, time.monotonic())
+            answer(pipe, (time.monotonic(), time.process_time() - used))
         elif order == "check":
             expected = np.zeros_like(memory)
             fill(expected, end.pieces, checkpoint, argument)

@@ -27,6 +27,8 @@ std::vector<UcxSetting> ucx_settings(const FabricOptions& options) {
       // UCX rates cma above posix and would copy through the kernel, at half the speed, into memory it can store to.
       {"CMA_BW", "3000MBps", false},
       {"MAX_RMA_RAILS", "2", false},
+      // The start of a put that arrives with its header is copied once more: as little of it as UCX admits.
+      {"TCP_RX_SEG_SIZE", "8k", false},
   };
 }
 
