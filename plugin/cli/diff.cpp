@@ -38,8 +38,8 @@ int run(const Options& options) {
     throw Error(Code::invalid_argument, "diff: give a second scenario, or changes by --set, --drop or --add-replica");
   }
   const auto before = planned(options.before, {}, !options.without_relay);
-  const auto after = planned(options.after.empty() ? options.before : options.after, options.changes,
-                             !options.without_relay);
+  const auto after =
+      planned(options.after.empty() ? options.before : options.after, options.changes, !options.without_relay);
   const auto changes = changes_between(before, after);
   print(options.json ? to_json(changes, before, after) + "\n" : to_text(changes, before, after));
   return kDone;

@@ -65,9 +65,12 @@ int run(const PlanInput& input, bool json, bool steps) {
   const auto direct = make_plan(catalogs, topology, options);
   print(explain(plan, {catalogs, topology, bound, direct.trainer_bytes, direct.server_bytes}));
   print(
-      fmt::format("proved: {} bytes, each written exactly once, {} of them passed on by who had them; {} scales; {} "
-                  "steps wait for maxima of other shards\n",
-                  proof.destination_bytes, proof.relayed_bytes, proof.scales, proof.waiting_steps));
+      fmt::format("proved: {} bytes, each written exactly once; {} scales; {} steps wait for maxima of other shards\n",
+                  proof.destination_bytes, proof.scales, proof.waiting_steps));
+  if (proof.relayed_bytes > 0) {
+    print(fmt::format("        {} bytes are passed on, each by a server that has received it before\n",
+                      proof.relayed_bytes));
+  }
   return kDone;
 }
 
