@@ -43,7 +43,7 @@ std::string summary_of(const Plan& plan, const Topology& topology, const Bound& 
   return document.dump(2) + "\n";
 }
 
-int run(const PlanInput& input, bool json, bool steps) {
+int run_plan(const PlanInput& input, bool json, bool steps) {
   const auto [catalogs, topology] = load_cluster(input.files);
   auto options = options_of(input);
   const auto start = Clock::now();
@@ -92,7 +92,7 @@ void add_plan(CLI::App& app, Action& action) {
   command.add_flag("--json", options->json, "print what planning took and the gap to the bound as JSON");
   command.add_flag("--steps", options->steps, "print the whole plan as JSON, every step");
   command.callback(
-      [&action, options] { action = [options] { return run(options->input, options->json, options->steps); }; });
+      [&action, options] { action = [options] { return run_plan(options->input, options->json, options->steps); }; });
 }
 
 }  // namespace weightcast::cli
