@@ -15,11 +15,11 @@ namespace weightcast {
 namespace {
 
 constexpr std::size_t kMostSlots = 3;
-constexpr std::uint64_t kAlignment = 256;  // of a matrix in its slot: the kernels' fast path wants 16
+constexpr std::uint64_t kSlotAlignment = 256;  // of a matrix in its slot: the kernels' fast path wants 16
 
-std::uint64_t aligned(std::uint64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+std::uint64_t aligned(std::uint64_t bytes) { return (bytes + kSlotAlignment - 1) / kSlotAlignment * kSlotAlignment; }
 
-int device_of(const Catalog& catalog) {
+int first_device_of(const Catalog& catalog) {
   const Region& first = catalog.regions.front();
   return check_cuda_memory({reinterpret_cast<std::byte*>(first.address), first.bytes, MemoryKind::cuda});
 }
@@ -31,7 +31,8 @@ int enter(int device) {
 }
 
 std::size_t slots_for(const Config& config) {
-  return config.performance.scratch_bytes / kMostSlots >= config.performance.chunk_bytes + kAlignment ? kMostSlots : 2;
+  return config.performance.scratch_bytes / kMostSlots >= config.performance.chunk_bytes + kSlotAlignment ? kMostSlots
+                                                                                                          : 2;
 }
 
 }  // namespace
@@ -48,9 +49,9 @@ bool GpuSender::serves(const Catalog& catalog) {
                       name_of(catalog), region.name));
     }
     const int device = check_cuda_memory({reinterpret_cast<std::byte*>(region.address), region.bytes, region.kind});
-    if (device != device_of(catalog)) {
+    if (device != first_device_of(catalog)) {
       throw Error(Code::invalid_argument, fmt::format("{}: region '{}' is on CUDA device {}, others are on device {}",
-                                                      name_of(catalog), region.name, device, device_of(catalog)));
+                                                      name_of(catalog), region.name, device, first_device_of(catalog)));
     }
   }
   return true;
@@ -58,10 +59,10 @@ bool GpuSender::serves(const Catalog& catalog) {
 
 GpuSender::GpuSender(Pipeline& pipeline)
     : pipeline_(pipeline),
-      device_(enter(device_of(pipeline.catalog_))),
+      device_(enter(first_device_of(pipeline.catalog_))),
       ring_(slots_for(pipeline.config_)),
       scratch_(aligned(pipeline.config_.performance.scratch_bytes)),
-      slot_bytes_(scratch_.bytes() / ring_.slots() / kAlignment * kAlignment),
+      slot_bytes_(scratch_.bytes() / ring_.slots() / kSlotAlignment * kSlotAlignment),
       puts_(ring_.slots()) {
   if (!has_gpu_kernels()) {
     throw Error(Code::unavailable,

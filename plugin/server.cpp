@@ -18,7 +18,7 @@
 namespace weightcast {
 namespace {
 
-using Loop = MemberLoop<ServerCore, ServerEvent, ServerAction, ServerView>;
+using ServerLoop = MemberLoop<ServerCore, ServerEvent, ServerAction, ServerView>;
 
 }  // namespace
 
@@ -30,13 +30,13 @@ struct Server::State final : FabricListener {
         verifier(catalog, threads_of(config.performance.threads)),
         event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
     if (event.get() < 0) throw Error(Code::unavailable, "eventfd: the process has no free file descriptor");
-    Loop::Hooks hooks;
+    ServerLoop::Hooks hooks;
     hooks.act = [this](ServerAction& action) { act(action); };
     hooks.tick = []() -> ServerEvent { return ServerTick{}; };
     hooks.published = [this](const ServerView& view) { announce(view); };
     const Join join = make_join(config, catalog, config.landing);
-    loop = std::make_unique<Loop>(config, Secret::load(config.secret_file),
-                                  ServerCore(config, join, catalog, Clock::now()), std::move(hooks));
+    loop = std::make_unique<ServerLoop>(config, Secret::load(config.secret_file),
+                                        ServerCore(config, join, catalog, Clock::now()), std::move(hooks));
     loop->start();
   }
   State(const State&) = delete;
@@ -105,7 +105,7 @@ struct Server::State final : FabricListener {
   ServerPhase announced = ServerPhase::connecting;  // of the loop's thread
   std::mutex commit_mutex;
   SerialWorker worker;
-  std::unique_ptr<Loop> loop;
+  std::unique_ptr<ServerLoop> loop;
 };
 
 Server::Server(const Config& config, std::string_view catalog_json)

@@ -21,7 +21,7 @@
 namespace weightcast {
 namespace {
 
-using Loop = MemberLoop<TrainerCore, TrainerEvent, TrainerAction, TrainerView>;
+using TrainerLoop = MemberLoop<TrainerCore, TrainerEvent, TrainerAction, TrainerView>;
 
 }  // namespace
 
@@ -31,11 +31,11 @@ struct Trainer::State final : FabricListener {
         catalog(own_catalog(config, Role::trainer, catalog_json)),
         secret(Secret::load(config.secret_file)) {
     if (config.controller.embedded && config.rank == 0) controller.emplace(config);
-    Loop::Hooks hooks;
+    TrainerLoop::Hooks hooks;
     hooks.act = [this](TrainerAction& action) { act(action); };
     hooks.tick = [this]() -> TrainerEvent { return TrainerTick{pipeline_bytes()}; };
     const Join join = make_join(config, catalog, "");
-    loop = std::make_unique<Loop>(config, secret, TrainerCore(config, join, Clock::now()), std::move(hooks));
+    loop = std::make_unique<TrainerLoop>(config, secret, TrainerCore(config, join, Clock::now()), std::move(hooks));
     loop->start();
   }
   State(const State&) = delete;
@@ -227,7 +227,7 @@ struct Trainer::State final : FabricListener {
   std::map<PeerName, KnownPeer> peers;  // guarded by peers_mutex
   std::uint64_t token = 0;              // of the last Move; of the loop's thread
   SerialWorker worker;
-  std::unique_ptr<Loop> loop;
+  std::unique_ptr<TrainerLoop> loop;
   std::mutex push_mutex;  // one push at a time
   std::atomic<std::uint64_t> tickets{0};
 };

@@ -63,7 +63,7 @@ std::uint64_t bytes_of(const Frame& frame) {
 }
 
 // Decimal units, four digits: "268.2 GB".
-std::string size_text(std::uint64_t bytes) {
+std::string four_digits(std::uint64_t bytes) {
   const auto value = static_cast<double>(bytes);
   if (value >= kGiga) return fmt::format("{:.4g} GB", value / kGiga);
   if (value >= 1e6) return fmt::format("{:.4g} MB", value / 1e6);
@@ -102,7 +102,7 @@ class Bounding {
     if (gbs <= 0) return;
     const auto seconds = static_cast<double>(bytes) / (gbs * kGiga);
     if (seconds <= bound_.seconds * (1 + 1e-9)) return;
-    bound_ = {seconds, fmt::format("{}, {}{}", name(), size_text(bytes), note)};
+    bound_ = {seconds, fmt::format("{}, {}{}", name(), four_digits(bytes), note)};
   }
 
   void count_servers() {

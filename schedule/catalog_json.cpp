@@ -17,8 +17,8 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr std::string_view kFormat = "weightcast.catalog/1";
-constexpr std::size_t kMaxTextBytes = std::size_t{1} << 30;
+constexpr std::string_view kCatalogFormat = "weightcast.catalog/1";
+constexpr std::size_t kMaxCatalogBytes = std::size_t{1} << 30;
 constexpr std::int64_t kMaxElements = std::int64_t{1} << 60;
 constexpr std::array<std::string_view, 2> kKinds = {"host", "cuda"};
 const std::array<std::string_view, 3> kLandings = {to_string(Landing::direct), to_string(Landing::swapped_halves),
@@ -78,14 +78,15 @@ Box box_of(const Place& entry, const std::vector<std::int64_t>& shape) {
   return box;
 }
 
-class Reader {
+class CatalogReader {
  public:
-  Reader(const Json& document, const std::string& origin) : root_(document, origin) {}
+  CatalogReader(const Json& document, const std::string& origin) : root_(document, origin) {}
 
   Catalog read() {
     root_.require_keys({"format", "role", "rank", "replica", "regions", "entries"});
     const auto format = root_.at("format");
-    if (format.text(kMaxNameBytes) != kFormat) format.fail(fmt::format("this version reads \"{}\" only", kFormat));
+    if (format.text(kMaxNameBytes) != kCatalogFormat)
+      format.fail(fmt::format("this version reads \"{}\" only", kCatalogFormat));
     catalog_.role = static_cast<Role>(index_in(std::array<std::string_view, 2>{"trainer", "server"}, root_.at("role")));
     catalog_.rank = static_cast<std::uint32_t>(root_.at("rank").integer(0, kMaxRank));
     if (root_.has("replica")) {
@@ -353,17 +354,17 @@ class Reader {
 }  // namespace
 
 Catalog parse_catalog(std::string_view json_text, const std::string& origin) {
-  if (json_text.size() > kMaxTextBytes) {
+  if (json_text.size() > kMaxCatalogBytes) {
     throw Error(Code::invalid_argument,
-                fmt::format("{}: {} bytes, at most {} are supported", origin, json_text.size(), kMaxTextBytes));
+                fmt::format("{}: {} bytes, at most {} are supported", origin, json_text.size(), kMaxCatalogBytes));
   }
   const auto document = parse_strict_json(json_text, origin);
-  return Reader(document, origin).read();
+  return CatalogReader(document, origin).read();
 }
 
 std::string to_json(const Catalog& catalog) {
   const bool is_server = catalog.role == Role::server;
-  std::string text = fmt::format("{{\n  \"format\": \"{}\",\n  \"role\": \"{}\",\n  \"rank\": {},\n", kFormat,
+  std::string text = fmt::format("{{\n  \"format\": \"{}\",\n  \"role\": \"{}\",\n  \"rank\": {},\n", kCatalogFormat,
                                  to_string(catalog.role), catalog.rank);
   if (is_server) text += fmt::format("  \"replica\": {},\n", catalog.replica);
   text += "  \"regions\": [";

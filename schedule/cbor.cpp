@@ -13,7 +13,7 @@
 namespace weightcast {
 namespace {
 
-using Json = nlohmann::json;
+using CborJson = nlohmann::json;
 
 // The major types of an item, in the upper three bits of its first byte.
 enum Major : std::uint8_t { natural = 0, negative = 1, octets = 2, text = 3, array = 4, map = 5, tag = 6, other = 7 };
@@ -126,11 +126,11 @@ class Check {
 
 }  // namespace
 
-Json parse_cbor(std::span<const std::uint8_t> bytes, int most_depth, std::string_view what) {
+CborJson parse_cbor(std::span<const std::uint8_t> bytes, int most_depth, std::string_view what) {
   Check(bytes, most_depth, what).run();
   try {
-    return Json::from_cbor(bytes.begin(), bytes.end());
-  } catch (const Json::exception& error) {
+    return CborJson::from_cbor(bytes.begin(), bytes.end());
+  } catch (const CborJson::exception& error) {
     throw Error(Code::invalid_argument, fmt::format("{} is not valid CBOR: {}", what, error.what()));
   }
 }

@@ -32,11 +32,11 @@ struct Within {
 struct OneOf {
   Strings values;
 };
-struct Matches {  // each string, where there are several
+struct Pattern {  // each string, where there are several
   const char* pattern;
   const char* words;
 };
-using Rule = std::variant<Any, Within, OneOf, Matches>;
+using Rule = std::variant<Any, Within, OneOf, Pattern>;
 
 // A captureless lambda of the right type picks its alternative.
 using Field = std::variant<bool& (*)(Config&), uint32_t& (*)(Config&), uint64_t& (*)(Config&),
@@ -61,7 +61,7 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 4> kSections
     {"performance", "Changes how fast an update is, never its result."},
 }};
 
-constexpr Matches kNotEmpty{"^.+$", "a text that is not empty"};
+constexpr Pattern kNotEmpty{"^.+$", "a text that is not empty"};
 constexpr Within kWait{1, 86'400'000};
 constexpr Within kCount{1, 1U << 20};
 
@@ -73,7 +73,7 @@ std::vector<Key> top_level_keys() {
   return {
       key(
           "", "run", [](Config & c) -> auto& { return c.run; },
-          Matches{"^[A-Za-z0-9._-]{1,64}$", "1 to 64 letters, digits, dots, dashes or underscores"},
+          Pattern{"^[A-Za-z0-9._-]{1,64}$", "1 to 64 letters, digits, dots, dashes or underscores"},
           "Name of the run; trainers and servers of another run are refused."),
       key(
           "", "rank", [](Config & c) -> auto& { return c.rank; }, Within{0, 1U << 20},
@@ -100,7 +100,7 @@ std::vector<Key> controller_keys() {
   return {
       key(
           "controller", "address", [](Config & c) -> auto& { return c.controller.address; },
-          Matches{R"(^tcp://([^\s:/\[\]]+|\[[0-9A-Fa-f:.]+\]):[1-9][0-9]{0,4}$)",
+          Pattern{R"(^tcp://([^\s:/\[\]]+|\[[0-9A-Fa-f:.]+\]):[1-9][0-9]{0,4}$)",
                   "tcp://HOST:PORT, PORT from 1 to 65535"},
           "Where the controller listens and every rank dials."),
       key(
@@ -197,19 +197,19 @@ const std::vector<Key>& keys() {
 
 // ---- reading ----
 
-[[noreturn]] void refuse(const std::string& origin, std::string_view pointer, std::string_view why) {
+[[noreturn]] void refuse_at(const std::string& origin, std::string_view pointer, std::string_view why) {
   throw Error(Code::invalid_argument, fmt::format("{}: {}: {}", origin, pointer, why));
 }
 
 // Reads one value by its key's rule; every complaint is worded here.
-struct Reader {
+struct ValueReader {
   const std::string& origin;
   const Key& key;
   const Json& value;
 
   [[noreturn]] void must_be(std::string_view what) const {
-    refuse(origin, key.pointer(),
-           fmt::format("must be {}, not {}", what, value.dump(-1, ' ', false, Json::error_handler_t::replace)));
+    refuse_at(origin, key.pointer(),
+              fmt::format("must be {}, not {}", what, value.dump(-1, ' ', false, Json::error_handler_t::replace)));
   }
 
   void operator()(bool& field) const {
@@ -249,7 +249,7 @@ struct Reader {
         must_be(fmt::format("one of \"{}\"", fmt::join(values, "\", \"")));
       }
     }
-    if (const auto* form = std::get_if<Matches>(&key.rule)) {
+    if (const auto* form = std::get_if<Pattern>(&key.rule)) {
       // The length bound keeps std::regex, which recurses, off inputs that could exhaust the stack.
       if (text.size() > 4096 || !std::regex_search(text, std::regex(form->pattern))) must_be(form->words);
     }
@@ -270,7 +270,7 @@ struct Reader {
     if (known.name == name) closest = known.pointer();
   }
   if (closest.empty()) closest = nearest(pointer.to_string(), {pointers.begin(), pointers.end()});
-  refuse(origin, pointer.to_string(), fmt::format("unknown key; the nearest known one is {}", closest));
+  refuse_at(origin, pointer.to_string(), fmt::format("unknown key; the nearest known one is {}", closest));
 }
 
 void read_section(Config& config, const Json& object, std::string_view section, const std::string& origin) {
@@ -282,12 +282,12 @@ void read_section(Config& config, const Json& object, std::string_view section, 
     const bool is_section = section.empty() && std::any_of(kSections.begin(), kSections.end(),
                                                            [&](const auto& pair) { return pair.first == name; });
     if (is_section) {
-      if (!value.is_object()) refuse(origin, "/" + name, "must be an object");
+      if (!value.is_object()) refuse_at(origin, "/" + name, "must be an object");
       read_section(config, value, name, origin);
     } else if (known == keys().end()) {
       refuse_unknown(origin, section, name);
     } else {
-      std::visit([&](auto field) { Reader{origin, *known, value}(field(config)); }, known->field);
+      std::visit([&](auto field) { ValueReader{origin, *known, value}(field(config)); }, known->field);
     }
   }
 }
@@ -297,7 +297,7 @@ void read_section(Config& config, const Json& object, std::string_view section, 
 void require_less(const std::string& origin, std::pair<const char*, uint64_t> less,
                   std::pair<const char*, uint64_t> more) {
   if (less.second < more.second) return;
-  refuse(origin, less.first, fmt::format("{} must be less than {} ({})", less.second, more.first, more.second));
+  refuse_at(origin, less.first, fmt::format("{} must be less than {} ({})", less.second, more.first, more.second));
 }
 
 void check_contradictions(const Config& config, const std::string& origin) {
@@ -314,21 +314,21 @@ void check_contradictions(const Config& config, const std::string& origin) {
   const uint64_t servers = uint64_t{controller.replicas} * controller.servers_per_replica;
   require_less(origin, {"/replica", config.replica}, {"/controller/replicas", controller.replicas});
   if (config.rank >= std::max<uint64_t>(controller.trainers, servers)) {
-    refuse(origin, "/rank",
-           fmt::format("{} is the rank of nobody: there are {} trainers (/controller/trainers) and {} servers "
-                       "(/controller/replicas x /controller/servers_per_replica)",
-                       config.rank, controller.trainers, servers));
+    refuse_at(origin, "/rank",
+              fmt::format("{} is the rank of nobody: there are {} trainers (/controller/trainers) and {} servers "
+                          "(/controller/replicas x /controller/servers_per_replica)",
+                          config.rank, controller.trainers, servers));
   }
   const auto port = std::stoul(controller.address.substr(controller.address.rfind(':') + 1));
-  if (port > 65535) refuse(origin, "/controller/address", fmt::format("port {} is more than 65535", port));
+  if (port > 65535) refuse_at(origin, "/controller/address", fmt::format("port {} is more than 65535", port));
   if (config.fabric.interfaces.empty())
-    refuse(origin, "/fabric/interfaces", "must name an interface; \"lo\" is this host alone");
+    refuse_at(origin, "/fabric/interfaces", "must name an interface; \"lo\" is this host alone");
   const auto& performance = config.performance;
   if (performance.chunk_bytes > performance.scratch_bytes / 2) {
-    refuse(origin, "/performance/chunk_bytes",
-           fmt::format(
-               "{} must be at most half of /performance/scratch_bytes ({}): one chunk is cast while another is put",
-               performance.chunk_bytes, performance.scratch_bytes));
+    refuse_at(origin, "/performance/chunk_bytes",
+              fmt::format(
+                  "{} must be at most half of /performance/scratch_bytes ({}): one chunk is cast while another is put",
+                  performance.chunk_bytes, performance.scratch_bytes));
   }
 }
 
@@ -355,7 +355,7 @@ Json schema_of(const Key& key) {
     if (range->multiple_of > 1) schema["multipleOf"] = range->multiple_of;
   } else if (const auto* choice = std::get_if<OneOf>(&key.rule)) {
     schema["enum"] = choice->values;
-  } else if (const auto* form = std::get_if<Matches>(&key.rule)) {
+  } else if (const auto* form = std::get_if<Pattern>(&key.rule)) {
     (schema.contains("items") ? schema["items"] : schema)["pattern"] = form->pattern;
   }
   return schema;

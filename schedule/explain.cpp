@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "schedule/traffic.h"
+#include "schedule/units_text.h"
 
 namespace weightcast {
 namespace {
@@ -29,15 +30,6 @@ std::size_t replicas_of(const Catalogs& catalogs) {
 
 std::string counted(std::size_t count, std::string_view noun) {
   return fmt::format("{} {}{}", count, noun, count == 1 ? "" : "s");
-}
-
-// Decimal units: "17.3 MB". The limits are where rounding would give 1000.0 of the smaller unit.
-std::string size_text(uint64_t bytes) {
-  const auto value = static_cast<double>(bytes);
-  if (bytes >= 999'950'000) return fmt::format("{:.2f} GB", value / 1e9);
-  if (bytes >= 999'950) return fmt::format("{:.1f} MB", value / 1e6);
-  if (bytes >= 1'000) return fmt::format("{:.1f} kB", value / 1e3);
-  return fmt::format("{} B", bytes);
 }
 
 // "trainers send 1.2 MB (trainer 3) to 4.5 MB (trainer 0)"

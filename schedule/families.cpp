@@ -7,13 +7,12 @@
 #include <unordered_map>
 #include <utility>
 
+#include "schedule/refuse.h"
 #include "schedule/strict_json.h"
 #include "transport/base/status.h"
 
 namespace weightcast {
 namespace {
-
-[[noreturn]] void refuse(const std::string& what) { throw Error(Code::invalid_argument, what); }
 
 // '*' stands for any run of characters.
 bool matches(std::string_view pattern, std::string_view name) {

@@ -8,12 +8,11 @@
 
 #include "schedule/box_index.h"
 #include "schedule/families.h"
+#include "schedule/refuse.h"
 #include "transport/base/status.h"
 
 namespace weightcast {
 namespace {
-
-[[noreturn]] void refuse(const std::string& what) { throw Error(Code::invalid_argument, what); }
 
 // Appends what is left of `box` without `hole`, as disjoint boxes.
 void subtract(Box box, const Box& hole, std::vector<Box>& left) {

@@ -12,7 +12,7 @@ namespace {
 
 // How a step's box is cut: one index at a time on the axes before `axis`, `step` at a time on it, whole behind it.
 // The cuts on `axis` stand at anchor + n * step, so that pieces end at blocks or words.
-struct Cut {
+struct BoxCut {
   std::size_t axis = 0;
   std::int64_t step = 1;
   std::int64_t anchor = 0;  // at most the box's offset, less than one step before it
@@ -20,14 +20,14 @@ struct Cut {
 
 std::int64_t floor_to(std::int64_t value, std::int64_t multiple) { return value - value % multiple; }
 
-Cut cut_of(const Box& box, const Box& frame, Recipe recipe, std::uint64_t chunk_bytes) {
+BoxCut cut_of(const Box& box, const Box& frame, Recipe recipe, std::uint64_t chunk_bytes) {
   const auto last = static_cast<std::size_t>(box.axes - 1);
   const bool blocked = has_scales(recipe);
   const auto smallest_axis = blocked && last > 0 ? last - 1 : last;  // blocked: never cut inside a block's row
   const auto limit = static_cast<std::int64_t>(std::min<std::uint64_t>(chunk_bytes, std::uint64_t{1} << 62));
   const auto element = static_cast<std::int64_t>(element_bytes(recipe));
 
-  Cut cut{smallest_axis, 1, 0};
+  BoxCut cut{smallest_axis, 1, 0};
   std::int64_t index_bytes = element;  // of one index of cut.axis
   for (std::size_t axis = cut.axis + 1; axis <= last; ++axis) index_bytes *= box.extent[axis];
   while (cut.axis > 0 && index_bytes * box.extent[cut.axis] <= limit) {

@@ -248,9 +248,10 @@ class Planner {
     blocks.reserve(family.shards.size());
     for (const auto& shard : family.shards) blocks.push_back(blocks_touched(shard.box));
     const BoxIndex index(blocks);
-    for (auto& [caster, ranges] : casters) {
+    for (auto& [caster, tensors] : casters) {
       const auto shard = caster.first;
       const auto to = caster.second;
+      auto& ranges = tensors;
       merge(ranges);
       index.visit(blocks[shard], [&](std::size_t other, const Box& common) {
         if (other == shard) return;

@@ -49,7 +49,7 @@ class Routes {
     const auto& step = plan_.scale_steps[index];
     const auto who = [&] { return describe_scales(plan_, catalogs_, index); };
     const auto& source = source_of(step, fmt::format("scale step {}", index));
-    if (!lies_in(step.blocks, blocks_touched(source.entry->box))) {
+    if (!lies_in(step.blocks, blocks_meeting(source.entry->box))) {
       violated("{}, but its entry {} holds {}", who(), entry_of(step, step.column), to_string(source.entry->box));
     }
     if (!lies_in(step.blocks, step.frame)) violated("{}, outside its frame {}", who(), to_string(step.frame));

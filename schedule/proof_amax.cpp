@@ -106,8 +106,8 @@ class AmaxCheck {
     }
     const auto& box = from.entry->box;
     const bool both_have = elements(run.blocks) > 0 && run.blocks.axes == box.axes &&
-                           contains(blocks_touched(box), run.blocks) &&
-                           contains(blocks_touched(to.entry->box), run.blocks);
+                           contains(blocks_meeting(box), run.blocks) &&
+                           contains(blocks_meeting(to.entry->box), run.blocks);
     if (!both_have) violated("{}: not both have a part of every block", who());
     auto& given = given_[{exchange.to, run.to_column}];
     for (const auto& one : given) {
@@ -132,7 +132,7 @@ void check_amax(const Plan& plan, const Catalogs& catalogs, Facts& facts, Proof&
   for (std::size_t index = 0; index < plan.steps.size(); ++index) {
     const auto& step = plan.steps[index];
     if (!has_scales(step.recipe)) continue;
-    const Caster caster{step.trainer,   step.column, step.first, step.first + step.count, blocks_touched(step.box),
+    const Caster caster{step.trainer,   step.column, step.first, step.first + step.count, blocks_meeting(step.box),
                         step.needs_amax};
     if (check.require_whole_blocks(caster, [&] { return describe(plan, catalogs, index); })) ++proof.waiting_steps;
   }

@@ -30,7 +30,7 @@ bool is_small_enough(const Step& step, const Box& piece, std::uint64_t chunk_byt
   const auto bytes = static_cast<std::uint64_t>(elements(piece)) * element_bytes(step.recipe);
   if (bytes <= chunk_bytes || bytes <= 8) return true;
   if (!has_scales(step.recipe)) return false;
-  const Box blocks = blocks_touched(piece);
+  const Box blocks = blocks_meeting(piece);
   for (int axis = 0; axis < blocks.axes - 1; ++axis) {
     if (blocks.extent[static_cast<std::size_t>(axis)] > 1) return false;
   }

@@ -33,7 +33,7 @@ void check_entry(const Catalog& catalog, std::size_t index, const char* role) {
   const auto& entries = catalog.entries;
   const bool has_them = entry.scales && *entry.scales < entries.size() && entries[*entry.scales].is_scales &&
                         entries[*entry.scales].tensor == entry.tensor &&
-                        entries[*entry.scales].box == blocks_touched(entry.box);
+                        entries[*entry.scales].box == blocks_meeting(entry.box);
   if (!has_them) violated("{} has no entry with the scales of exactly its blocks", where());
 }
 

@@ -10,7 +10,7 @@ namespace weightcast::proof {
 
 std::int64_t block_edge(int axes, int axis) noexcept { return axis >= axes - 2 ? kBlock : 1; }
 
-Box blocks_touched(const Box& box) noexcept {
+Box blocks_meeting(const Box& box) noexcept {
   Box blocks;
   blocks.axes = box.axes;
   for (int axis = 0; axis < box.axes; ++axis) {
@@ -35,7 +35,7 @@ Box elements_of_block(const Box& block, const Box& tensor) noexcept {
 }
 
 std::int64_t block_number(const Box& block, const Box& tensor) noexcept {
-  const Box grid = blocks_touched(tensor);
+  const Box grid = blocks_meeting(tensor);
   std::int64_t number = 0;
   for (std::size_t axis = 0; axis < block.axes; ++axis) number = number * grid.extent[axis] + block.offset[axis];
   return number;

@@ -12,8 +12,8 @@ namespace weightcast::proof {
 
 // Blocks span the last two axes (one axis: the last); along outer axes each index has its own.
 [[nodiscard]] std::int64_t block_edge(int axes, int axis) noexcept;
-// Block coordinates of every block that `box` touches.
-[[nodiscard]] Box blocks_touched(const Box& box) noexcept;
+// Block coordinates of every block that `box` meets.
+[[nodiscard]] Box blocks_meeting(const Box& box) noexcept;
 // The elements of one block, given as a box of block coordinates of extent 1, of a tensor of this shape.
 [[nodiscard]] Box elements_of_block(const Box& block, const Box& tensor) noexcept;
 // A number for each block, unique within a tensor.

@@ -18,8 +18,8 @@
 namespace weightcast {
 namespace {
 
-constexpr std::string_view kFormat = "weightcast.scenario/1";
-constexpr std::size_t kMaxTextBytes = std::size_t{1} << 20;
+constexpr std::string_view kScenarioFormat = "weightcast.scenario/1";
+constexpr std::size_t kMaxScenarioBytes = std::size_t{1} << 20;
 // Far above any model, and small enough that the bytes of all its tensors fit into 63 bits.
 constexpr std::int64_t kMaxSize = 1 << 20;  // of an axis
 constexpr std::int64_t kMaxHeads = 1 << 12;
@@ -291,17 +291,18 @@ bool is_scenario(std::string_view json_text) {
 }
 
 Scenario parse_scenario(std::string_view json_text, const std::string& origin) {
-  if (json_text.size() > kMaxTextBytes) {
+  if (json_text.size() > kMaxScenarioBytes) {
     throw Error(Code::invalid_argument,
-                fmt::format("{}: {} bytes, at most {} are supported", origin, json_text.size(), kMaxTextBytes));
+                fmt::format("{}: {} bytes, at most {} are supported", origin, json_text.size(), kMaxScenarioBytes));
   }
   const auto document = parse_strict_json(json_text, origin);
   const Place root(document, origin);
   root.require_keys({"format", "about", "model", "recipe", "trainers", "servers", "simulation"});
-  if (root.at("format").text(kMaxNameBytes) != kFormat) root.at("format").fail(fmt::format("must be \"{}\"", kFormat));
+  if (root.at("format").text(kMaxNameBytes) != kScenarioFormat)
+    root.at("format").fail(fmt::format("must be \"{}\"", kScenarioFormat));
   Scenario scenario;
   scenario.origin = origin;
-  if (root.has("about")) scenario.about = root.at("about").text(kMaxTextBytes);
+  if (root.has("about")) scenario.about = root.at("about").text(kMaxScenarioBytes);
   scenario.model = read_model(root.at("model"));
   scenario.recipe = read_recipe(root.at("recipe"));
   const auto trainers = root.at("trainers");

@@ -145,8 +145,8 @@ std::string to_text(const Simulated& before, const Simulated& after) {
     };
     row(fmt::format("busiest {}", lane), busy(old), busy(now), "");
   }
-  text += fmt::format("\nbound was set by {}, is set by {}\n", before.bound.binding, after.bound.binding);
-  return text + fmt::format("binding was {}, is {}\n", was.binding, is.binding);
+  text += fmt::format("\nbound was set by  {}\n       is set by  {}\n", before.bound.binding, after.bound.binding);
+  return text + fmt::format("binding was  {}\n         is  {}\n", was.binding, is.binding);
 }
 
 std::string to_json(const Simulated& simulated) {

@@ -13,7 +13,7 @@
 namespace weightcast {
 namespace {
 
-using Json = nlohmann::json;
+using CborJson = nlohmann::json;
 
 constexpr std::string_view kTrainerFormat = "weightcast.trainer_table/1";
 constexpr std::string_view kServerFormat = "weightcast.server_table/1";
@@ -22,27 +22,27 @@ constexpr std::int64_t kMaxExtent = std::int64_t{1} << 60;
 
 // ---- values to JSON ----
 
-Json json_of(const Box& box) {
-  Json json = Json::array();
+CborJson json_of(const Box& box) {
+  CborJson json = CborJson::array();
   for (std::size_t axis = 0; axis < box.axes; ++axis) json.push_back(box.offset[axis]);
   for (std::size_t axis = 0; axis < box.axes; ++axis) json.push_back(box.extent[axis]);
   return json;
 }
 
-Json json_of(const std::vector<TargetExtent>& targets, std::size_t axes) {
-  Json json = Json::array();
+CborJson json_of(const std::vector<TargetExtent>& targets, std::size_t axes) {
+  CborJson json = CborJson::array();
   for (const auto& target : targets) {
-    Json one = {target.server, target.region, target.byte_offset};
+    CborJson one = {target.server, target.region, target.byte_offset};
     for (std::size_t axis = 0; axis < axes; ++axis) one.push_back(target.strides_bytes[axis]);
     json.push_back(std::move(one));
   }
   return json;
 }
 
-Json json_of(const std::vector<AmaxMessage>& messages, std::uint32_t AmaxMessage::*peer) {
-  Json json = Json::array();
+CborJson json_of(const std::vector<AmaxMessage>& messages, std::uint32_t AmaxMessage::*peer) {
+  CborJson json = CborJson::array();
   for (const auto& message : messages) {
-    Json parts = Json::array();
+    CborJson parts = CborJson::array();
     for (const auto& part : message.parts) parts.push_back({part.from_entry, part.to_entry, json_of(part.blocks)});
     json.push_back({message.*peer, std::move(parts)});
   }
@@ -51,9 +51,9 @@ Json json_of(const std::vector<AmaxMessage>& messages, std::uint32_t AmaxMessage
 
 // ---- JSON to values ----
 
-class Reader {
+class TableReader {
  public:
-  Reader(const std::vector<std::uint8_t>& bytes, std::string_view format, const Catalog& own)
+  TableReader(const std::vector<std::uint8_t>& bytes, std::string_view format, const Catalog& own)
       : own_(own), what_("the table of " + name_of(own)), document_(parse_cbor(bytes, kMostDepth, what_)) {
     if (!document_.is_object()) fail("is not a map");
     const auto& found = member("format");
@@ -68,7 +68,7 @@ class Reader {
     throw Error(Code::invalid_argument, fmt::format("{} is not valid: {}", what_, cause));
   }
 
-  const Json& member(const char* key) const {
+  const CborJson& member(const char* key) const {
     const auto found = document_.find(key);
     if (found == document_.end()) fail(fmt::format("\"{}\" is missing", key));
     return *found;
@@ -76,35 +76,37 @@ class Reader {
 
   // Calls read(item) for every item.
   template <class Read>
-  void each(const Json& array, const Read& read) const {
+  void each(const CborJson& array, const Read& read) const {
     if (!array.is_array()) fail("an array is expected");
     for (const auto& item : array) read(item);
   }
 
-  const Json& tuple(const Json& json, std::size_t size) const {
+  const CborJson& tuple(const CborJson& json, std::size_t size) const {
     if (!json.is_array() || json.size() != size) fail(fmt::format("an array of {} items is expected", size));
     return json;
   }
 
-  std::uint64_t integer(const Json& json, std::uint64_t most) const {
+  std::uint64_t integer(const CborJson& json, std::uint64_t most) const {
     if (!json.is_number_unsigned() || json.get<std::uint64_t>() > most) {
       fail(fmt::format("an integer from 0 to {} is expected", most));
     }
     return json.get<std::uint64_t>();
   }
-  std::uint32_t rank(const Json& json) const { return static_cast<std::uint32_t>(integer(json, kMaxRank)); }
-  bool boolean(const Json& json) const {
+  std::uint32_t rank(const CborJson& json) const { return static_cast<std::uint32_t>(integer(json, kMaxRank)); }
+  bool boolean(const CborJson& json) const {
     if (!json.is_boolean()) fail("true or false is expected");
     return json.get<bool>();
   }
 
-  std::uint32_t own_entry(const Json& json) const {
+  std::uint32_t own_entry(const CborJson& json) const {
     if (own_.entries.empty()) fail("it names an entry, the catalog has none");
     return static_cast<std::uint32_t>(integer(json, own_.entries.size() - 1));
   }
-  std::uint32_t peer_entry(const Json& json) const { return static_cast<std::uint32_t>(integer(json, kMaxEntries)); }
+  std::uint32_t peer_entry(const CborJson& json) const {
+    return static_cast<std::uint32_t>(integer(json, kMaxEntries));
+  }
 
-  Box box(const Json& json) const {
+  Box box(const CborJson& json) const {
     if (!json.is_array() || json.empty() || json.size() % 2 != 0 || json.size() > 2 * kMaxAxes) {
       fail("a box is expected: offsets, then extents");
     }
@@ -117,7 +119,7 @@ class Reader {
     }
     return box;
   }
-  Box box_within(const Json& json, const Box& outer) const {
+  Box box_within(const CborJson& json, const Box& outer) const {
     const auto inner = box(json);
     if (inner.axes != outer.axes || !contains(outer, inner)) {
       fail(fmt::format("the box {} is not inside {}", to_string(inner), to_string(outer)));
@@ -125,9 +127,9 @@ class Reader {
     return inner;
   }
 
-  std::vector<TargetExtent> targets(const Json& json, const Box& frame, std::uint64_t element_bytes) const {
+  std::vector<TargetExtent> targets(const CborJson& json, const Box& frame, std::uint64_t element_bytes) const {
     std::vector<TargetExtent> targets;
-    each(json, [&](const Json& item) {
+    each(json, [&](const CborJson& item) {
       tuple(item, std::size_t{3} + frame.axes);
       Entry extent;  // of the peer, as far as its range goes
       extent.box = frame;
@@ -148,10 +150,10 @@ class Reader {
  private:
   const Catalog& own_;
   const std::string what_;
-  const Json document_;
+  const CborJson document_;
 };
 
-TrainerStep read_step(const Reader& reader, const Json& json, std::uint64_t chunk_bytes) {
+TrainerStep read_step(const TableReader& reader, const CborJson& json, std::uint64_t chunk_bytes) {
   reader.tuple(json, 8);
   TrainerStep step;
   step.entry = reader.own_entry(json[0]);
@@ -172,7 +174,7 @@ TrainerStep read_step(const Reader& reader, const Json& json, std::uint64_t chun
   return step;
 }
 
-TrainerScaleStep read_scale_step(const Reader& reader, const Json& json) {
+TrainerScaleStep read_scale_step(const TableReader& reader, const CborJson& json) {
   reader.tuple(json, 4);
   TrainerScaleStep step;
   step.entry = reader.own_entry(json[0]);
@@ -185,14 +187,14 @@ TrainerScaleStep read_scale_step(const Reader& reader, const Json& json) {
 }
 
 // `outgoing`: this rank is `from`, the peer is `to`.
-std::vector<AmaxMessage> read_messages(const Reader& reader, const Json& json, bool outgoing) {
+std::vector<AmaxMessage> read_messages(const TableReader& reader, const CborJson& json, bool outgoing) {
   std::vector<AmaxMessage> messages;
   const auto own_rank = reader.own().rank;
-  reader.each(json, [&](const Json& item) {
+  reader.each(json, [&](const CborJson& item) {
     reader.tuple(item, 2);
     const auto peer = reader.rank(item[0]);
     AmaxMessage message{outgoing ? own_rank : peer, outgoing ? peer : own_rank, {}};
-    reader.each(item[1], [&](const Json& part_json) {
+    reader.each(item[1], [&](const CborJson& part_json) {
       reader.tuple(part_json, 3);
       AmaxPart part;
       part.from_entry = outgoing ? reader.own_entry(part_json[0]) : reader.peer_entry(part_json[0]);
@@ -209,63 +211,63 @@ std::vector<AmaxMessage> read_messages(const Reader& reader, const Json& json, b
 }  // namespace
 
 std::vector<std::uint8_t> encode(const TrainerTable& table) {
-  Json steps = Json::array();
+  CborJson steps = CborJson::array();
   for (const auto& step : table.steps) {
     steps.push_back({step.entry, static_cast<unsigned>(step.recipe), json_of(step.box), json_of(step.frame),
                      step.needs_amax, step.signal, step.chunks, json_of(step.targets, step.frame.axes)});
   }
-  Json scale_steps = Json::array();
+  CborJson scale_steps = CborJson::array();
   for (const auto& step : table.scale_steps) {
     scale_steps.push_back(
         {step.entry, json_of(step.blocks), json_of(step.frame), json_of(step.targets, step.frame.axes)});
   }
-  const Json document = {{"format", kTrainerFormat},
-                         {"trainer", table.trainer},
-                         {"chunk_bytes", table.chunk_bytes},
-                         {"steps", std::move(steps)},
-                         {"scale_steps", std::move(scale_steps)},
-                         {"amax_out", json_of(table.amax_out, &AmaxMessage::to)},
-                         {"amax_in", json_of(table.amax_in, &AmaxMessage::from)}};
-  return Json::to_cbor(document);
+  const CborJson document = {{"format", kTrainerFormat},
+                             {"trainer", table.trainer},
+                             {"chunk_bytes", table.chunk_bytes},
+                             {"steps", std::move(steps)},
+                             {"scale_steps", std::move(scale_steps)},
+                             {"amax_out", json_of(table.amax_out, &AmaxMessage::to)},
+                             {"amax_in", json_of(table.amax_in, &AmaxMessage::from)}};
+  return CborJson::to_cbor(document);
 }
 
 std::vector<std::uint8_t> encode(const ServerTable& table) {
-  Json senders = Json::array();
+  CborJson senders = CborJson::array();
   for (const auto& sender : table.senders) {
-    Json pieces = Json::array();
+    CborJson pieces = CborJson::array();
     for (const auto& piece : sender.pieces) pieces.push_back({piece.entry, json_of(piece.box)});
     senders.push_back({sender.trainer, sender.bytes, std::move(pieces)});
   }
-  const Json document = {{"format", kServerFormat}, {"server", table.server}, {"senders", std::move(senders)}};
-  return Json::to_cbor(document);
+  const CborJson document = {{"format", kServerFormat}, {"server", table.server}, {"senders", std::move(senders)}};
+  return CborJson::to_cbor(document);
 }
 
 TrainerTable decode_trainer_table(const std::vector<std::uint8_t>& bytes, const Catalog& own) {
-  const Reader reader(bytes, kTrainerFormat, own);
+  const TableReader reader(bytes, kTrainerFormat, own);
   TrainerTable table;
   table.trainer = own.rank;
   table.chunk_bytes = reader.integer(reader.member("chunk_bytes"), UINT64_MAX);
   if (table.chunk_bytes == 0) reader.fail("chunk_bytes is 0");
   reader.each(reader.member("steps"),
-              [&](const Json& json) { table.steps.push_back(read_step(reader, json, table.chunk_bytes)); });
+              [&](const CborJson& json) { table.steps.push_back(read_step(reader, json, table.chunk_bytes)); });
   reader.each(reader.member("scale_steps"),
-              [&](const Json& json) { table.scale_steps.push_back(read_scale_step(reader, json)); });
+              [&](const CborJson& json) { table.scale_steps.push_back(read_scale_step(reader, json)); });
   table.amax_out = read_messages(reader, reader.member("amax_out"), true);
   table.amax_in = read_messages(reader, reader.member("amax_in"), false);
   return table;
 }
 
 ServerTable decode_server_table(const std::vector<std::uint8_t>& bytes, const Catalog& own) {
-  const Reader reader(bytes, kServerFormat, own);
+  const TableReader reader(bytes, kServerFormat, own);
   ServerTable table;
   table.server = own.rank;
-  reader.each(reader.member("senders"), [&](const Json& json) {
+  reader.each(reader.member("senders"), [&](const CborJson& json) {
     reader.tuple(json, 3);
     ExpectedSender sender;
     sender.trainer = reader.rank(json[0]);
     sender.bytes = reader.integer(json[1], UINT64_MAX);
     std::uint64_t bytes_of_pieces = 0;
-    reader.each(json[2], [&](const Json& item) {
+    reader.each(json[2], [&](const CborJson& item) {
       reader.tuple(item, 2);
       const auto index = reader.own_entry(item[0]);
       const auto& entry = own.entries[index];

@@ -7,6 +7,7 @@
 #include <charconv>
 #include <nlohmann/json.hpp>
 
+#include "schedule/refuse.h"
 #include "schedule/strict_json.h"
 #include "transport/base/status.h"
 
@@ -14,8 +15,6 @@ namespace weightcast {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-[[noreturn]] void refuse(const std::string& what) { throw Error(Code::invalid_argument, what); }
 
 bool is_hardware(std::string_view key) {
   constexpr std::array<std::string_view, 5> kKeys = {"nodes", "gpus_per_node", "nics_per_gpu", "nic_gbs", "nvlink_gbs"};

@@ -80,7 +80,7 @@ TEST_CASE("a catalog that is written and read again is the same; its digest leav
   CHECK(text == read_text_file(std::string(std::getenv("WEIGHTCAST_SOURCE_ROOT")) + "/tests/golden/catalog.json"));
   catalog.regions[0].address = 8192;
   CHECK(digest_of(again) == digest_of(catalog));
-  catalog.entries[8].byte_offset += 2;
+  catalog.entries.edit()[8].byte_offset += 2;
   CHECK(digest_of(again) != digest_of(catalog));
 }
 

@@ -55,7 +55,7 @@ std::vector<Box> cut(const Box& all, std::int64_t cuts, std::int64_t unit, Rando
 void scatter(Catalog& catalog, Random& random) {
   auto& region = catalog.regions.front();
   region.bytes = 8;  // a rank may hold nothing
-  for (auto& entry : catalog.entries) {
+  for (auto& entry : catalog.entries.edit()) {
     const auto element = catalog.role == Role::server ? element_bytes(entry.recipe) : element_bytes(entry.source_type);
     std::vector<std::size_t> order;
     for (std::size_t axis = entry.box.axes; axis-- > 0;) order.push_back(axis);

@@ -24,7 +24,7 @@ constexpr std::size_t kKeyCharacters = 40;
 constexpr std::size_t kKeyBytes = 32;
 using Key = std::array<char, kKeyCharacters + 1>;  // with the closing zero that libzmq writes and wants
 
-std::string reason(int error) { return std::strerror(error); }
+std::string cause_of(int error) { return std::strerror(error); }
 
 [[noreturn]] void not_a_secret(const std::string& path, std::string_view what) {
   throw Error(Code::invalid_argument,
@@ -74,7 +74,7 @@ class NewFile {
   [[noreturn]] void fail(std::string_view verb, int error) const {
     throw Error(Code::unavailable, fmt::format("cannot {} the secret file {}: {}; choose a path in a writable folder "
                                                "with free space",
-                                               verb, path_, reason(error)));
+                                               verb, path_, cause_of(error)));
   }
 
   const std::string path_;
@@ -90,7 +90,7 @@ FileDescriptor open_private(const std::string& path) {
     throw Error(Code::unavailable,
                 fmt::format("cannot read the secret file {}: {}; make one with `weightcast keygen {}`, or name the "
                             "right one with \"secret_file\"",
-                            path, reason(errno), path));
+                            path, cause_of(errno), path));
   }
   if (!S_ISREG(facts.st_mode)) not_a_secret(path, "it is no regular file");
   if ((facts.st_mode & (S_IRWXG | S_IRWXO)) != 0) {
@@ -108,7 +108,7 @@ std::string read_up_to(int fd, std::size_t limit_bytes, const std::string& path)
     const ssize_t count = ::read(fd, text.data() + got, limit_bytes - got);
     if (count < 0 && errno == EINTR) continue;
     if (count < 0) {
-      throw Error(Code::unavailable, fmt::format("cannot read the secret file {}: {}", path, reason(errno)));
+      throw Error(Code::unavailable, fmt::format("cannot read the secret file {}: {}", path, cause_of(errno)));
     }
     if (count == 0) break;
     got += static_cast<std::size_t>(count);

@@ -11,7 +11,7 @@
 namespace weightcast::cli {
 namespace {
 
-struct Options {
+struct DiffOptions {
   std::string before;
   std::string after;
   WhatIf changes;
@@ -33,13 +33,13 @@ PlannedCluster planned(const std::string& file, const WhatIf& changes, bool with
   return cluster;
 }
 
-int run(const Options& options) {
+int run_diff(const DiffOptions& options) {
   if (options.after.empty() && options.changes.empty()) {
     throw Error(Code::invalid_argument, "diff: give a second scenario, or changes by --set, --drop or --add-replica");
   }
   const auto before = planned(options.before, {}, !options.without_relay);
-  const auto after = planned(options.after.empty() ? options.before : options.after, options.changes,
-                             !options.without_relay);
+  const auto after =
+      planned(options.after.empty() ? options.before : options.after, options.changes, !options.without_relay);
   const auto changes = changes_between(before, after);
   print(options.json ? to_json(changes, before, after) + "\n" : to_text(changes, before, after));
   return kDone;
@@ -48,7 +48,7 @@ int run(const Options& options) {
 }  // namespace
 
 void add_diff(CLI::App& app, Action& action) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<DiffOptions>();
   auto& command = add_command(app, "diff", "Says what differs between the plans of two scenarios",
                               "weightcast diff old.json new.json\n"
                               "  weightcast diff scenario.json --drop trainer:17");
@@ -57,7 +57,7 @@ void add_diff(CLI::App& app, Action& action) {
   add_changes(command, options->changes);
   add_no_relay(command, options->without_relay);
   add_json(command, options->json);
-  command.callback([&action, options] { action = [options] { return run(*options); }; });
+  command.callback([&action, options] { action = [options] { return run_diff(*options); }; });
 }
 
 }  // namespace weightcast::cli

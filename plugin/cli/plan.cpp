@@ -43,7 +43,7 @@ std::string summary_of(const Plan& plan, const Topology& topology, const Bound& 
   return document.dump(2) + "\n";
 }
 
-int run(const PlanInput& input, bool json, bool steps) {
+int run_plan(const PlanInput& input, bool json, bool steps) {
   const auto [catalogs, topology] = load_cluster(input.files);
   auto options = options_of(input);
   const auto start = Clock::now();
@@ -65,9 +65,12 @@ int run(const PlanInput& input, bool json, bool steps) {
   const auto direct = make_plan(catalogs, topology, options);
   print(explain(plan, {catalogs, topology, bound, direct.trainer_bytes, direct.server_bytes}));
   print(
-      fmt::format("proved: {} bytes, each written exactly once, {} of them passed on by who had them; {} scales; {} "
-                  "steps wait for maxima of other shards\n",
-                  proof.destination_bytes, proof.relayed_bytes, proof.scales, proof.waiting_steps));
+      fmt::format("proved: {} bytes, each written exactly once; {} scales; {} steps wait for maxima of other shards\n",
+                  proof.destination_bytes, proof.scales, proof.waiting_steps));
+  if (proof.relayed_bytes > 0) {
+    print(fmt::format("        {} bytes are passed on, each by a server that has received it before\n",
+                      proof.relayed_bytes));
+  }
   return kDone;
 }
 
@@ -89,7 +92,7 @@ void add_plan(CLI::App& app, Action& action) {
   command.add_flag("--json", options->json, "print what planning took and the gap to the bound as JSON");
   command.add_flag("--steps", options->steps, "print the whole plan as JSON, every step");
   command.callback(
-      [&action, options] { action = [options] { return run(options->input, options->json, options->steps); }; });
+      [&action, options] { action = [options] { return run_plan(options->input, options->json, options->steps); }; });
 }
 
 }  // namespace weightcast::cli

@@ -14,7 +14,7 @@
 namespace weightcast::cli {
 namespace {
 
-struct Options {
+struct SimulateOptions {
   PlanInput input;
   WhatIf changes;
   std::string trace;
@@ -22,7 +22,7 @@ struct Options {
   bool json = false;
 };
 
-Simulated simulated(const Options& options, const std::string& text, const WhatIf& changes) {
+Simulated simulated(const SimulateOptions& options, const std::string& text, const WhatIf& changes) {
   const auto& file = options.input.files.front();
   const auto scenario = parse_scenario(text, file, changes);
   auto catalogs = catalogs_of(scenario);
@@ -39,7 +39,7 @@ Simulated simulated(const Options& options, const std::string& text, const WhatI
   return found;
 }
 
-int run(const Options& options) {
+int run_simulate(const SimulateOptions& options) {
   const auto& file = options.input.files.front();
   const auto text = read_text_file(file);
   if (!is_scenario(text)) {
@@ -63,7 +63,7 @@ int run(const Options& options) {
 }  // namespace
 
 void add_simulate(CLI::App& app, Action& action) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<SimulateOptions>();
   auto& command = add_command(app, "simulate", "Says how long an update would take, and what stands in its way",
                               "weightcast simulate scenario.json --trace trace.json\n"
                               "  weightcast simulate scenario.json --set server.nic_gbs=25 --drop trainer:17\n"
@@ -78,7 +78,7 @@ void add_simulate(CLI::App& app, Action& action) {
       ->type_name("FILE")
       ->needs(trace);
   add_json(command, options->json);
-  command.callback([&action, options] { action = [options] { return run(*options); }; });
+  command.callback([&action, options] { action = [options] { return run_simulate(*options); }; });
 }
 
 }  // namespace weightcast::cli
