@@ -6,7 +6,7 @@ using namespace weightcast;
 
 namespace {
 
-Bytes sample() {
+Bytes sample_card() {
   static const Bytes address(40, std::byte{1});
   static const Bytes key(24, std::byte{2});
   return write_card({address, {{64, 0x1000, MemoryKind::host, key}, {4096, 0x20000, MemoryKind::cuda, key}}});
@@ -17,7 +17,7 @@ void check_refused(const Bytes& bytes, const char* why) {
 }
 
 Bytes with(std::size_t at, int value) {
-  Bytes bytes = sample();
+  Bytes bytes = sample_card();
   bytes[at] = static_cast<std::byte>(value);
   return bytes;
 }
@@ -25,7 +25,7 @@ Bytes with(std::size_t at, int value) {
 }  // namespace
 
 TEST_CASE("a card is read as it was written, without copies") {
-  const Bytes bytes = sample();
+  const Bytes bytes = sample_card();
   const Card card = parse_card(bytes);
   CHECK(card.worker_address.size() == 40);
   CHECK(card.worker_address.data() == bytes.data() + 24);
@@ -38,7 +38,7 @@ TEST_CASE("a card is read as it was written, without copies") {
 }
 
 TEST_CASE("a card that is cut anywhere, or has a byte too many, is refused") {
-  const Bytes bytes = sample();
+  const Bytes bytes = sample_card();
   for (std::size_t length = 0; length < bytes.size(); ++length) {
     CHECK_THROWS_AS(static_cast<void>(parse_card(std::span(bytes).first(length))), Error);
   }

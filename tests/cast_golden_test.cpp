@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "quant/cast.h"
+#include "tests/support/matrices.h"
 
 using namespace weightcast;
 
@@ -46,14 +47,6 @@ struct Golden {
     return floats;
   }
 };
-
-std::vector<CastKernel> kernels() {
-  std::vector<CastKernel> available;
-  for (const auto kernel : {CastKernel::automatic, CastKernel::reference, CastKernel::avx2, CastKernel::avx512}) {
-    if (is_available(kernel)) available.push_back(kernel);
-  }
-  return available;
-}
 
 DigestFrame frame_of(const nlohmann::json& frame) {
   return {frame.at("seed").get<Digest>(), frame.at("words_per_row").get<std::uint64_t>(),

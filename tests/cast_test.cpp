@@ -17,18 +17,10 @@ using namespace weightcast;
 
 namespace {
 
-constexpr auto kFp8 = Recipe::fp8_e4m3_128x128_fp32;
-
-std::vector<CastKernel> kernels() {
-  std::vector<CastKernel> available;
-  for (const auto kernel : {CastKernel::automatic, CastKernel::reference, CastKernel::avx2, CastKernel::avx512}) {
-    if (is_available(kernel)) available.push_back(kernel);
-  }
-  return available;
-}
+constexpr auto kFp8Blocks = Recipe::fp8_e4m3_128x128_fp32;
 
 std::vector<float> amax_of(const SourceMatrix& source, BlockOrigin origin, CastKernel kernel = CastKernel::reference,
-                           Recipe recipe = kFp8) {
+                           Recipe recipe = kFp8Blocks) {
   if (!has_scales(recipe)) return {};
   std::vector<float> amax(amax_values(source, recipe, origin), -1);
   REQUIRE(!block_amax(source, recipe, origin, amax, kernel).found());
@@ -84,11 +76,11 @@ TEST_CASE("every finite BF16 value under many scales becomes the nearest E4M3 co
   }
   for (const float amax : {1.0F, 0.0371F, 448.0F, 3e-9F, 1.7e38F, 1e-10F, 0.0F}) {
     CAPTURE(amax);
-    const float scale = scale_of_amax(kFp8, amax);
+    const float scale = scale_of_amax(kFp8Blocks, amax);
     CHECK(scale == std::max(amax, 1e-10F) * (1.0F / 448.0F));
-    const std::vector<float> amaxes(blocks_touched(source.view, kFp8, {}), amax);
+    const std::vector<float> amaxes(blocks_touched(source.view, kFp8Blocks, {}), amax);
     for (const auto kernel : kernels()) {
-      const auto output = cast_of(source.view, kFp8, {}, amaxes, {}, kernel);
+      const auto output = cast_of(source.view, kFp8Blocks, {}, amaxes, {}, kernel);
       REQUIRE(!output.result.bad.found());
       int wrong = 0;
       for (std::size_t at = 0; at < output.bytes.size(); ++at) {
@@ -186,7 +178,7 @@ TEST_CASE("the digest of a cast is that of its output, at any place and width") 
     const auto cols = static_cast<std::uint64_t>(view.cols);
     const DigestFrame frame = {random(), 64, random() % 9, random() % 17};
     for (const auto kernel : kernels()) {
-      for (const auto recipe : {Recipe::bf16, kFp8}) {
+      for (const auto recipe : {Recipe::bf16, kFp8Blocks}) {
         const auto output = cast_of(view, recipe, {}, amax_of(view, {}), frame, kernel);
         const auto row_bytes = cols * element_bytes(recipe);
         const auto digest =
@@ -255,7 +247,7 @@ TEST_CASE("zeros have the least scale of their recipe and codes that keep the si
     encode_scales(recipe, std::array{0.0F}, 0, reinterpret_cast<std::byte*>(&bits));
     return scale_bytes(recipe) == 4 ? std::bit_cast<float>(bits) : static_cast<float>(bits);
   };
-  CHECK(scale(kFp8) == 1e-10F * (1.0F / 448.0F));
+  CHECK(scale(kFp8Blocks) == 1e-10F * (1.0F / 448.0F));
   CHECK(scale(Recipe::fp8_e4m3_128x128_ue8m0) == 0x1p-22F);  // 1e-4 / 448 lies between 2^-23 and 2^-22
   CHECK(scale(Recipe::fp8_e4m3_tensor) == 1e-10F / 448.0F);
   CHECK(scale(Recipe::fp8_e4m3_channel) == 1e-10F / 448.0F);
@@ -299,10 +291,10 @@ TEST_CASE("rows are written where they belong and nothing beside them") {
 TEST_CASE("an empty matrix touches no block and has the digest zero") {
   for (const auto& [rows, cols] : {std::pair<std::int64_t, std::int64_t>{0, 10}, {10, 0}, {0, 0}}) {
     const auto empty = make_matrix(SourceType::bf16, rows, cols);
-    CHECK(blocks_touched(empty.view, kFp8, {130, 130}) == 0);
+    CHECK(blocks_touched(empty.view, kFp8Blocks, {130, 130}) == 0);
     for (const auto kernel : kernels()) {
-      CHECK(!block_amax(empty.view, kFp8, {130, 130}, {}, kernel).found());
-      const auto output = cast_of(empty.view, kFp8, {130, 130}, {}, {}, kernel);
+      CHECK(!block_amax(empty.view, kFp8Blocks, {130, 130}, {}, kernel).found());
+      const auto output = cast_of(empty.view, kFp8Blocks, {130, 130}, {}, {}, kernel);
       CHECK(!output.result.bad.found());
       CHECK(output.result.digest == 0);
       CHECK(inspect(empty.view, {}, kernel).digest == 0);
@@ -349,12 +341,12 @@ TEST_CASE("a value that a recipe cannot hold is reported, its largest neighbour 
   CHECK(found(65520.0F, Recipe::fp16));  // halfway between 65504 and the next step
   CHECK(!found(std::nextafter(65520.0F, 0.0F), Recipe::fp16));
   const float beyond_bf16 = std::bit_cast<float>(0x7F7F8000U);
-  for (const auto recipe : {Recipe::bf16, kFp8}) {
+  for (const auto recipe : {Recipe::bf16, kFp8Blocks}) {
     CHECK(found(-beyond_bf16, recipe));
     CHECK(!found(-std::nextafter(beyond_bf16, 0.0F), recipe));
   }
   CHECK(!found(std::numeric_limits<float>::max(), Recipe::fp32));
   matrix.set(1, 2, 0x7F7F8000);
   std::vector<float> amax(1);
-  CHECK(block_amax(matrix.view, kFp8, {}, amax).row == 1);
+  CHECK(block_amax(matrix.view, kFp8Blocks, {}, amax).row == 1);
 }

@@ -16,7 +16,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 // A server with a fused, quantised parameter, an expert stack whose gate and up columns interleave, and a norm.
-Json sample() {
+Json sample_catalog() {
   return Json::parse(R"({
     "format": "weightcast.catalog/1", "role": "server", "rank": 1, "replica": 1,
     "regions": [{"name": "weights", "bytes": 1048576, "kind": "cuda", "address": 4096}, {"name": "small", "bytes": 4096}],
@@ -35,7 +35,7 @@ Catalog parsed(const Json& json) { return parse_catalog(json.dump(), "sample"); 
 
 // What is said of the sample with the value at `pointer` replaced (or added).
 std::string error_of(const char* pointer, const Json& value) {
-  auto json = sample();
+  auto json = sample_catalog();
   json[Json::json_pointer(pointer)] = value;
   try {
     static_cast<void>(parsed(json));
@@ -54,7 +54,7 @@ bool says(const std::string& text, const char* part) {
 }  // namespace
 
 TEST_CASE("fused parameters and expert stacks are expanded into entries") {
-  const auto catalog = parsed(sample());
+  const auto catalog = parsed(sample_catalog());
   REQUIRE(catalog.entries.size() == 9);
   const auto& k = catalog.entries[2];
   CHECK(k.tensor == "k");
@@ -72,7 +72,7 @@ TEST_CASE("fused parameters and expert stacks are expanded into entries") {
 }
 
 TEST_CASE("a catalog that is written and read again is the same; its digest leaves out addresses only") {
-  auto catalog = parsed(sample());
+  auto catalog = parsed(sample_catalog());
   const auto text = to_json(catalog);
   const auto again = parse_catalog(text, "written");
   CHECK(to_json(again) == text);

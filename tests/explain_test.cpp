@@ -10,6 +10,7 @@
 #include "tests/small_world.h"
 
 using namespace weightcast;
+using namespace weightcast::testing;
 
 namespace {
 

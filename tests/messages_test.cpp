@@ -219,7 +219,8 @@ TEST_CASE("a length that the message does not have is refused before memory is t
 TEST_CASE("fields that are missing, unknown or stand twice are named") {
   for (const Message& message : examples()) {
     const Json object = Json::from_cbor(encode(message));
-    for (const auto& [key, value] : object.items()) {
+    for (const auto& field : object.items()) {
+      const std::string& key = field.key();
       if (key == "protocol" || key == "type") continue;
       CAPTURE(key);
       const auto missing = decode_changed(type_of(message), [&](Json& changed) { changed.erase(key); });

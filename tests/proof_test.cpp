@@ -12,6 +12,7 @@
 #include "transport/base/status.h"
 
 using namespace weightcast;
+using namespace weightcast::testing;
 
 namespace {
 

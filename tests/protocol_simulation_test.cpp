@@ -6,7 +6,7 @@
 
 #include "tests/support/protocol_world.h"
 
-using namespace weightcast::simulation;
+using namespace weightcast;
 
 namespace {
 
@@ -16,7 +16,7 @@ std::uint64_t number_from(const char* variable, std::uint64_t otherwise) {
 }
 
 // WEIGHTCAST_SEEDS: how many histories; WEIGHTCAST_SEED: only this one, told line by line.
-void run_seeds(WorldOptions options, std::uint64_t usual) {
+void run_seeds(simulation::WorldOptions options, std::uint64_t usual) {
   const std::uint64_t only = number_from("WEIGHTCAST_SEED", 0);
   const std::uint64_t last = only != 0 ? only : number_from("WEIGHTCAST_SEEDS", usual);
   std::uint64_t commits = 0;
@@ -24,7 +24,7 @@ void run_seeds(WorldOptions options, std::uint64_t usual) {
   for (std::uint64_t seed = only != 0 ? only : 1; seed <= last; ++seed) {
     options.seed = seed;
     options.verbose = only != 0;
-    World world(options);
+    simulation::World world(options);
     world.run();
     commits += world.commits();
     closed += world.fabrics_closed();
@@ -38,7 +38,7 @@ void run_seeds(WorldOptions options, std::uint64_t usual) {
 }  // namespace
 
 TEST_CASE("undisturbed, every push is committed") {
-  WorldOptions options;
+  simulation::WorldOptions options;
   options.faults = false;
   run_seeds(options, 3);
 }

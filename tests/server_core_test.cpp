@@ -62,8 +62,6 @@ struct Server {
   std::vector<ServerAction> actions;  // of the last event
 };
 
-bool says_in(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
-
 }  // namespace
 
 TEST_CASE("a server joins, connects, receives, verifies, is told to commit, and commits") {

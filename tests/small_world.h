@@ -7,10 +7,9 @@
 #include <vector>
 
 #include "schedule/plan.h"
+#include "tests/made_catalog.h"
 
-namespace weightcast {
-
-inline constexpr auto kFp8 = Recipe::fp8_e4m3_128x128_fp32;
+namespace weightcast::testing {
 
 inline Entry entry(std::string tensor, std::vector<std::int64_t> shape, Box box, std::uint32_t region,
                    std::uint64_t offset, std::int64_t row_bytes, std::int64_t element_bytes) {
@@ -94,4 +93,4 @@ inline World world() {
   return w;
 }
 
-}  // namespace weightcast
+}  // namespace weightcast::testing

@@ -16,7 +16,7 @@ using namespace weightcast::testing;
 
 namespace {
 
-using Bytes = std::vector<std::uint8_t>;
+using TableBytes = std::vector<std::uint8_t>;
 
 Catalogs two_by_two() {
   const Box upper{2, {0, 0}, {144, 256}};
@@ -33,11 +33,11 @@ std::string golden(const std::string& name) {
   return read_text_file(std::string(std::getenv("WEIGHTCAST_SOURCE_ROOT")) + "/tests/golden/" + name);
 }
 
-std::string text_of(const Bytes& bytes) { return {bytes.begin(), bytes.end()}; }
+std::string text_of(const TableBytes& bytes) { return {bytes.begin(), bytes.end()}; }
 
 // Decodes; what it does not refuse with Error it must understand.
 template <class Decode>
-bool is_refused(const Bytes& bytes, const Decode& decode) {
+bool is_refused(const TableBytes& bytes, const Decode& decode) {
   try {
     static_cast<void>(decode(bytes));
     return false;
@@ -48,9 +48,9 @@ bool is_refused(const Bytes& bytes, const Decode& decode) {
 }
 
 template <class Decode>
-void damage(const Bytes& good, const Decode& decode) {
+void damage(const TableBytes& good, const Decode& decode) {
   for (std::size_t bytes = 0; bytes < good.size(); ++bytes) {
-    CHECK(is_refused(Bytes(good.begin(), good.begin() + static_cast<std::ptrdiff_t>(bytes)), decode));
+    CHECK(is_refused(TableBytes(good.begin(), good.begin() + static_cast<std::ptrdiff_t>(bytes)), decode));
   }
   auto longer = good;
   longer.push_back(0);
@@ -83,16 +83,16 @@ TEST_CASE("a truncated table is refused, a damaged one refused or understood, ne
   const auto catalogs = two_by_two();
   const auto plan = make_plan(catalogs, {4096, {}});
   damage(encode(trainer_table(plan, catalogs, 0)),
-         [&](const Bytes& bytes) { return decode_trainer_table(bytes, catalogs.trainers[0]); });
+         [&](const TableBytes& bytes) { return decode_trainer_table(bytes, catalogs.trainers[0]); });
   damage(encode(server_table(plan, catalogs, 0)),
-         [&](const Bytes& bytes) { return decode_server_table(bytes, catalogs.servers[0]); });
+         [&](const TableBytes& bytes) { return decode_server_table(bytes, catalogs.servers[0]); });
 }
 
 TEST_CASE("a table of another rank or version, with foreign boxes or deep nesting, is refused") {
   const auto catalogs = two_by_two();
   const auto plan = make_plan(catalogs, {4096, {}});
   const auto good = encode(trainer_table(plan, catalogs, 0));
-  const auto decode = [&](const Bytes& bytes) { return decode_trainer_table(bytes, catalogs.trainers[0]); };
+  const auto decode = [&](const TableBytes& bytes) { return decode_trainer_table(bytes, catalogs.trainers[0]); };
   CHECK_FALSE(is_refused(good, decode));
   CHECK(is_refused(encode(trainer_table(plan, catalogs, 1)), decode));
   CHECK(is_refused(encode(server_table(plan, catalogs, 0)), decode));
@@ -108,7 +108,7 @@ TEST_CASE("a table of another rank or version, with foreign boxes or deep nestin
   CHECK(changed("/steps/0/7", nlohmann::json::array()));
   CHECK(changed("/steps/0/7/0/2", std::uint64_t{1} << 63));
   CHECK(changed("/amax_in/0/1/0/1", 99));
-  CHECK(is_refused(Bytes(100000, 0x81), decode));  // arrays in arrays
+  CHECK(is_refused(TableBytes(100000, 0x81), decode));  // arrays in arrays
 }
 
 TEST_CASE("a pair signals after every 8 MiB, or after a sixteenth of its bytes where that is more") {

@@ -40,8 +40,6 @@ struct Trainer {
   std::uint64_t ticket = 0;
 };
 
-bool says_in(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
-
 }  // namespace
 
 TEST_CASE("a trainer joins, opens the fabric once welcome, offers its card, links and pushes") {

@@ -1,6 +1,7 @@
 // Picks what a state machine answered with.
 #pragma once
 
+#include <string>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -27,5 +28,7 @@ std::vector<Wanted> sent(const std::vector<Action>& actions) {
   }
   return found;
 }
+
+inline bool says_in(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 }  // namespace weightcast

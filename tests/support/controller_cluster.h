@@ -109,6 +109,4 @@ struct Cluster {
   std::uint64_t token = 0;
 };
 
-inline bool says_in(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
-
 }  // namespace weightcast

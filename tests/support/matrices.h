@@ -23,6 +23,15 @@ inline constexpr std::array kRecipes = {Recipe::bf16,
 inline constexpr std::array kSources = {SourceType::bf16, SourceType::fp16, SourceType::fp32};
 using Random = std::mt19937_64;
 
+// Those that this processor can run.
+inline std::vector<CastKernel> kernels() {
+  std::vector<CastKernel> available;
+  for (const auto kernel : {CastKernel::automatic, CastKernel::reference, CastKernel::avx2, CastKernel::avx512}) {
+    if (is_available(kernel)) available.push_back(kernel);
+  }
+  return available;
+}
+
 inline std::int64_t pick(Random& random, std::int64_t least, std::int64_t most) {
   return std::uniform_int_distribution<std::int64_t>(least, most)(random);
 }
