@@ -1,9 +1,11 @@
-// The whole way of an update on one GPU: [pinned host memory ->] amax, cast and digest -> put -> flush -> signal, into
-// another process, in batches through a ring of slots, beside the bound that the memory or the bus sets.
+// The whole way of an update: [pinned host memory ->] amax, cast and digest -> put -> flush -> signal, into another
+// process on the same GPU or another one, in batches through a ring of slots, beside the bound that the slowest stage
+// or the memory sets.
 //
-// From pinned memory the bound is the same copies to the device alone. From device memory it is 5 bytes per parameter
-// at the copy bandwidth of this run: the cast reads 2 and writes 1, and the put, here a copy within the same memory,
-// reads 1 and writes 1. After each timed run the receiver's digest of all that landed is compared with one that was
+// From pinned memory the bound is the same copies to the device alone. From device memory to another GPU it is the
+// slower of the cast and the driver's copy to that GPU, each alone. Within one GPU it is 5 bytes per parameter at the
+// copy bandwidth of this run: the cast reads 2 and writes 1, and the put, there a copy within the same memory, reads 1
+// and writes 1. After each timed run the receiver's digest of all that landed is compared with one that was
 // cast in one batch.
 #include <CLI/CLI.hpp>
 #include <cstdio>
@@ -82,12 +84,14 @@ class Sender final : public GpuRing::Work {
     std::uint64_t chunk_bytes = 0;
     std::size_t slots = 3;
     std::size_t streams = 2;
+    int multiprocessors = 0;  // for casts from device memory; 0: all
   };
   Sender(const Weights& weights, const std::byte* host, const Shape& shape, GpuConnection& connection)
       : weights_(weights),
         host_(host),
         batches_(batches_of(weights, shape.chunk_bytes)),
         connection_(connection),
+        multiprocessors_(host == nullptr ? shape.multiprocessors : 0),
         ring_(shape.slots, shape.streams),
         findings_(weights.slots()),
         copied_(batches_.size()) {
@@ -165,7 +169,7 @@ class Sender final : public GpuRing::Work {
       copied_[batch].delay(stream);
     }
     if (trace_ != nullptr) marks_[4 * batch + 2].record(stream);
-    casts_[batch].launch(stream, 1, findings_);
+    casts_[batch].launch(stream, 1, findings_, multiprocessors_);
     if (trace_ != nullptr) marks_[4 * batch + 3].record(stream);
   }
   void deliver(std::size_t batch, std::size_t slot) override {
@@ -208,6 +212,7 @@ class Sender final : public GpuRing::Work {
   const std::byte* host_;
   std::vector<Batch> batches_;
   GpuConnection& connection_;
+  const int multiprocessors_;
   GpuRing ring_;
   CudaStream copies_;
   GpuFindings findings_;
@@ -249,12 +254,19 @@ int run(int argc, char** argv) {
   Sender::Shape shape;
   std::uint32_t window = FabricOptions{}.window;
   std::string json_file, trace_file;
-  CLI::App app("Host or device memory -> cast -> put -> signal on one GPU, beside what bounds it");
+  int target_device = 0;
+  CLI::App app("Host or device memory -> cast -> put -> signal, beside what bounds it");
+  app.add_option("--target-device", target_device, "the receiver's GPU; the sender's is 0")
+      ->check(CLI::Range(0, 63))
+      ->capture_default_str();
   app.add_option("--gb", gigabytes, "GB (1e9 bytes) of BF16")->check(CLI::Range(0.1, 60.0))->capture_default_str();
   app.add_option("--rounds", rounds, "timed runs of each case")->check(CLI::Range(1, 1000))->capture_default_str();
   app.add_option("--chunk-mib", chunks_mib, "BF16 MiB of a batch, one or several")->capture_default_str();
   app.add_option("--streams", shape.streams, "streams that casts alternate between")
       ->check(CLI::Range(1, 4))
+      ->capture_default_str();
+  app.add_option("--multiprocessors", shape.multiprocessors, "that casts from device memory occupy; 0: all")
+      ->check(CLI::Range(0, 1024))
       ->capture_default_str();
   app.add_option("--window", window, "puts in flight")->check(CLI::Range(1, 64))->capture_default_str();
   app.add_option("--slots", shape.slots, "scratch slots: batches cast or on the wire")
@@ -271,8 +283,12 @@ int run(int argc, char** argv) {
     values += static_cast<std::uint64_t>(kMix[at].values());
     blocks += static_cast<std::uint64_t>(kMix[at].blocks());
   }
-  const GpuReceiver receiver((values + 4 * blocks + 15) / 16 * 16);
+  const GpuReceiver receiver((values + 4 * blocks + 15) / 16 * 16, target_device);
+  const bool is_remote = target_device != 0;
+  use_primary_cuda_context(target_device);
+  const DeviceBuffer remote(is_remote ? values : 0);  // for the copies that bound
   use_primary_cuda_context(0);
+  reach_cuda_device(target_device);
   const CudaStream stream;
   const Weights weights(kMix, static_cast<std::uint64_t>(gigabytes * 1e9));
   fill(weights, stream);
@@ -280,18 +296,23 @@ int run(int argc, char** argv) {
   copy_async(host.get(), weights.source.get(), host.bytes(), stream);
   stream.synchronize();
   const Digest expected = expected_digest(weights, stream);
+  const GpuCast whole(kFp8, weights.jobs);
+  GpuFindings findings(weights.slots());
+  findings.clear(stream);
   GpuConnection connection(receiver, window);
 
   const auto facts = cuda_device_facts(0);
   nlohmann::json result = {{"bench", "pipeline"},
                            {"device", facts.name},
+                           {"target_device", target_device},
                            {"rounds", rounds},
                            {"slots", shape.slots},
                            {"streams", shape.streams},
                            {"window", window},
+                           {"multiprocessors", shape.multiprocessors},
                            {"bf16_gb", 2e-9 * static_cast<double>(values)}};
-  fmt::print("{}; {:.2f} GB of BF16, {} slots; median of {} [min max]\n", facts.name,
-             2e-9 * static_cast<double>(values), shape.slots, rounds);
+  fmt::print("{}, device 0 to device {}; {:.2f} GB of BF16, {} slots; median of {} [min max]\n", facts.name,
+             target_device, 2e-9 * static_cast<double>(values), shape.slots, rounds);
   bool right = true;
   bool connected = false;
   Spread best_host, best_device;
@@ -302,28 +323,34 @@ int run(int argc, char** argv) {
     if (!std::exchange(connected, true)) connection.connect();
     connection.fabric->set_active(true);
     std::vector<double> alone, hosts, devices, host_ratios, device_ratios;
-    std::vector<GpuCase> copy = {{"copy", [&](const CudaStream& s) {
-                                    copy_async(weights.codes.get(), weights.source.get(), weights.values, s);
-                                  }}};
+    std::vector<GpuCase> stages = {
+        {"copy",
+         [&](const CudaStream& s) {
+           std::byte* const to = is_remote ? remote.get() : weights.codes.get();
+           copy_between_devices(to, target_device, weights.source.get(), 0, weights.values, s);
+         }},
+        {"cast", [&](const CudaStream& s) { whole.launch(s, 1, findings); }},
+    };
     const auto check = [&](Sender& sender, Trace* trace) {
       receiver.clear();
       const double seconds = sender.run(trace);
       right = right && receiver.digest() == expected;
       return seconds;
     };
-    run_rounds(copy, rounds, stream);
-    const Spread copied = spread_of(copy[0].seconds);
-    // 2 bytes per parameter took copied.median: 5 take 2.5 times as long.
-    const double bound = 2.5 * copied.median;
+    run_rounds(stages, rounds, stream);
+    const double copy_s = spread_of(case_of(stages, "copy").seconds).median;
+    const double cast_s = spread_of(case_of(stages, "cast").seconds).median;
+    // Within one memory the copy took 2 bytes per parameter: 5 take 2.5 times as long.
+    const double bound = is_remote ? std::max(copy_s, cast_s) : 2.5 * copy_s;
     for (int round = -1; round < rounds; ++round) {
-      const double copy_s = from_host.copy_alone();
+      const double alone_s = from_host.copy_alone();
       const double host_s = check(from_host, nullptr);
       const double device_s = check(from_device, nullptr);
       if (round < 0) continue;
-      alone.push_back(copy_s);
+      alone.push_back(alone_s);
       hosts.push_back(host_s);
       devices.push_back(device_s);
-      host_ratios.push_back(host_s / copy_s);
+      host_ratios.push_back(host_s / alone_s);
       device_ratios.push_back(device_s / bound);
     }
     connection.fabric->set_active(false);
@@ -339,11 +366,14 @@ int run(int argc, char** argv) {
     print("  copies to the device alone", ms(alone),
           fmt::format("{:.1f} GB/s", 2e-9 * static_cast<double>(values) / spread_of(alone).median));
     print("  from pinned memory", ms(hosts), fmt::format("x {:.4f} of the copies alone", host_ratio.median));
-    print("  5 bytes per parameter at copy speed", {1e3 * bound, 1e3 * bound, 1e3 * bound}, "");
+    fmt::print("{:38} {:9.3f} ms, {}; cast {:.3f}, copy {:.3f} ms\n", "  bound", 1e3 * bound,
+               is_remote ? "the slower stage" : "5 bytes per parameter at copy speed", 1e3 * cast_s, 1e3 * copy_s);
     print("  from device memory", ms(devices), fmt::format("x {:.4f} of that", device_ratio.median));
     result[fmt::format("{}_mib", chunk)] = {{"copy_alone_ms", ms(alone).json()},
                                             {"host_ms", ms(hosts).json()},
                                             {"bound_ms", 1e3 * bound},
+                                            {"cast_ms", 1e3 * cast_s},
+                                            {"put_copy_ms", 1e3 * copy_s},
                                             {"device_ms", ms(devices).json()},
                                             {"host", {{"ratio", host_ratio.json()}}},
                                             {"device", {{"ratio", device_ratio.json()}}}};

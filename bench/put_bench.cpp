@@ -1,7 +1,9 @@
-// How fast puts go from one process's GPU memory into another's on the same GPU, beside a copy within one process.
+// How fast puts go from one process's GPU memory into another's, on the same GPU or another one, beside the driver's
+// copies between the same devices, made by one process.
 //
-// Rounds run every case once: a put of all bytes in chunks, then flush and signal. After the rounds the receiver's
-// digest of its memory is compared with the sender's.
+// Rounds run every case once: a put of all bytes in chunks, then flush and signal; copies of all bytes in the same
+// chunks, one after the other on one stream. After the rounds the receiver's digest of its memory is compared with the
+// sender's.
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <exception>
@@ -18,18 +20,25 @@ int run(int argc, char** argv) {
   std::uint64_t total_mib = 2048;
   int rounds = 15;
   std::string json_file;
-  CLI::App app("How fast the fabric puts between the GPU memories of two processes on one GPU");
+  int source_device = 0, target_device = 0;
+  CLI::App app("How fast the fabric puts between the GPU memories of two processes");
+  app.add_option("--source-device", source_device, "the sender's GPU")->check(CLI::Range(0, 63))->capture_default_str();
+  app.add_option("--target-device", target_device, "the receiver's GPU")
+      ->check(CLI::Range(0, 63))
+      ->capture_default_str();
   app.add_option("--total-mib", total_mib, "bytes of one round")->check(CLI::Range(64, 32768))->capture_default_str();
   app.add_option("--rounds", rounds, "timed runs of each case")->check(CLI::Range(1, 1000))->capture_default_str();
   app.add_option("--json", json_file, "also write the result there");
   CLI11_PARSE(app, argc, argv);
   ReportFile file(json_file);
   const std::uint64_t total = total_mib * MiB;
-  const GpuReceiver receiver(total);
-  use_primary_cuda_context(0);
+  const GpuReceiver receiver(total, target_device);
+  use_primary_cuda_context(target_device);
+  const DeviceBuffer other(total);
+  use_primary_cuda_context(source_device);
+  reach_cuda_device(target_device);
   const CudaStream stream;
   const DeviceBuffer source(total);
-  const DeviceBuffer other(total);
   PinnedBuffer sample(16 * MiB);
   for (std::uint64_t word = 0; word < sample.bytes() / 8; ++word) {
     const std::uint64_t value = (word + 1) * 0x9E3779B97F4A7C15;
@@ -55,19 +64,28 @@ int run(int argc, char** argv) {
     throw_if_failed(fabric.signal(connection.peer, {}, &tally, deadline));
     throw_if_failed(tally.wait(deadline, "the puts"));
   };
-  const std::vector<std::uint64_t> chunks = {1, 4, 16, 64, 256};
-  std::vector<std::vector<double>> seconds(chunks.size() + 1);
+  const auto copy_all = [&](std::uint64_t chunk) {
+    for (std::uint64_t at = 0; at < total; at += chunk) {
+      const std::uint64_t bytes = std::min(chunk, total - at);
+      copy_between_devices(other.get() + at, target_device, source.get() + at, source_device, bytes, stream);
+    }
+    stream.synchronize();
+  };
+  const std::vector<std::uint64_t> chunks_mib = {1, 4, 16, 64, 256};
+  struct Times {
+    std::vector<double> put, copy;
+  };
+  std::vector<Times> seconds(chunks_mib.size());
   receiver.clear();
   for (int round = -1; round < rounds; ++round) {
-    for (std::size_t at = 0; at <= chunks.size(); ++at) {
+    for (std::size_t at = 0; at < chunks_mib.size(); ++at) {
       const auto start = Clock::now();
-      if (at < chunks.size()) {
-        put_all(chunks[at] * MiB);
-      } else {
-        copy_async(other.get(), source.get(), total, stream);
-        stream.synchronize();
-      }
-      if (round >= 0) seconds[at].push_back(seconds_since(start));
+      put_all(chunks_mib[at] * MiB);
+      const auto between = Clock::now();
+      copy_all(chunks_mib[at] * MiB);
+      if (round < 0) continue;
+      seconds[at].put.push_back(std::chrono::duration<double>(between - start).count());
+      seconds[at].copy.push_back(seconds_since(between));
     }
   }
   const GpuDigestJob job{source.get(), 1, total, 0, {0, total / 8, 0, 0}, 0, false};
@@ -78,27 +96,23 @@ int run(int argc, char** argv) {
   stream.synchronize();
   const bool right = findings.digest(0) == receiver.digest();
 
-  const auto facts = cuda_device_facts(0);
-  const auto rate = [&](std::size_t at) {
-    return spread_of(seconds[at]).map([&](double s) { return static_cast<double>(total) / s / 1e9; });
+  const auto facts = cuda_device_facts(source_device);
+  const std::string path = fabric.peer_facts(connection.peer).path;
+  const auto rate = [&](const std::vector<double>& of) {
+    return spread_of(of).map([&](double s) { return static_cast<double>(total) / s / 1e9; });
   };
-  const Spread copy = rate(chunks.size());
-  nlohmann::json result = {{"bench", "put"},
-                           {"device", facts.name},
-                           {"path", fabric.peer_facts(connection.peer).path},
-                           {"total_bytes", total},
-                           {"rounds", rounds},
-                           {"verified", right},
-                           {"copy_in_one_process_gb_per_s", copy.json()}};
-  fmt::print("{}; {} MiB a round by {}; median of {} [min max]; GB/s of payload\n", facts.name, total_mib,
-             fabric.peer_facts(connection.peer).path, rounds);
-  fmt::print("copy in one process    {:8.1f} [{:.1f} {:.1f}]\n", copy.median, copy.least, copy.most);
-  for (std::size_t at = 0; at < chunks.size(); ++at) {
-    const Spread gb = rate(at);
-    fmt::print("put, {:3} MiB chunks    {:8.1f} [{:.1f} {:.1f}]  {:5.1f} % of the copy\n", chunks[at], gb.median,
-               gb.least, gb.most, 100 * gb.median / copy.median);
-    result[fmt::format("put_{}_mib", chunks[at])] = {{"gb_per_s", gb.json()},
-                                                     {"share_of_copy", gb.median / copy.median}};
+  nlohmann::json result = {{"bench", "put"},          {"device", facts.name}, {"source", source_device},
+                           {"target", target_device}, {"path", path},         {"total_bytes", total},
+                           {"rounds", rounds},        {"verified", right}};
+  fmt::print("{}, device {} to device {}; {} MiB a round by {}; median of {} [min max]; GB/s of payload\n", facts.name,
+             source_device, target_device, total_mib, path, rounds);
+  for (std::size_t at = 0; at < chunks_mib.size(); ++at) {
+    const Spread put = rate(seconds[at].put);
+    const Spread copy = rate(seconds[at].copy);
+    fmt::print("{:3} MiB: put {:8.1f} [{:.1f} {:.1f}]  copy {:8.1f} [{:.1f} {:.1f}]  {:5.1f} %\n", chunks_mib[at],
+               put.median, put.least, put.most, copy.median, copy.least, copy.most, 100 * put.median / copy.median);
+    result[fmt::format("{}_mib", chunks_mib[at])] = {
+        {"put_gb_per_s", put.json()}, {"copy_gb_per_s", copy.json()}, {"share_of_copy", put.median / copy.median}};
   }
   fmt::print("landed bytes {}\n", right ? "verified" : "WRONG");
   fabric.set_active(false);

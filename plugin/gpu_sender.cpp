@@ -73,7 +73,7 @@ GpuSender::GpuSender(Pipeline& pipeline)
 
 GpuSender::~GpuSender() {
   pipeline_.fabric_.release(scratch_region_);
-  if (scales_region_) pipeline_.fabric_.release(*scales_region_);
+  if (gathered_region_) pipeline_.fabric_.release(*gathered_region_);
 }
 
 // ---- what is laid out once ----
@@ -102,13 +102,9 @@ void GpuSender::lay_out_grids() {
     grids_[entry] = blocks;
     blocks += static_cast<std::uint64_t>(elements(grid.blocks));
   }
-  if (scales_region_) pipeline_.fabric_.release(*scales_region_);
-  scales_region_.reset();
   scales_ = DeviceBuffer(blocks * sizeof(float));
   foreign_ = DeviceBuffer(blocks * sizeof(float));
   foreign_host_ = PinnedBuffer(blocks * sizeof(float));
-  if (blocks == 0) return;
-  scales_region_ = pipeline_.fabric_.register_memory({scales_.get(), scales_.bytes(), MemoryKind::cuda});
 }
 
 // Chunks in their order, as many to a batch as a slot holds; a batch is all of one recipe.
@@ -153,12 +149,59 @@ void GpuSender::lay_out_batches(std::size_t first_chunk, std::size_t end_chunk) 
   finish();
 }
 
+// Joined with one of the last runs, if it lies behind it at both ends: runs to several servers alternate.
+void GpuSender::append(std::vector<Run>& runs, const Run& run) const {
+  constexpr std::size_t kLookBack = 16;
+  for (std::size_t back = 1; back <= std::min(kLookBack, runs.size()); ++back) {
+    Run& last = runs[runs.size() - back];
+    if (last.server != run.server) continue;
+    const bool continues = last.from_region == run.from_region && last.from + last.bytes == run.from &&
+                           last.to_region == run.to_region && last.to + last.bytes == run.to &&
+                           last.bytes + run.bytes <= pipeline_.config_.performance.chunk_bytes;
+    if (!continues) break;
+    last.bytes += run.bytes;
+    return;
+  }
+  runs.push_back(run);
+}
+
+GpuSender::Run GpuSender::run_to(const Pipeline::Target& target, const Box& frame, const MatrixView& view) {
+  Run run;
+  run.server = target.server;
+  run.peer = target.peer;
+  run.to_region = target.region;
+  run.to = target.offset + offset_in_frame(frame, target.strides, view.origin);
+  return run;
+}
+
+void GpuSender::append_runs(const Part& part, std::size_t slot, std::vector<Run>& runs) const {
+  const Pipeline::StepJob& job = pipeline_.jobs_[pipeline_.chunks_[part.chunk].job];
+  const TrainerStep& step = pipeline_.table_.steps[job.step];
+  const Entry& entry = pipeline_.catalog_.entries[step.entry];
+  const auto row_bytes = static_cast<std::int64_t>(job.element_bytes) * part.view.cols;
+  const std::int64_t pitch = job.as_it_is ? row_stride(entry.strides_bytes, entry.box.axes) : row_bytes;
+  for (const Pipeline::Target& target : job.targets) {
+    const std::int64_t target_pitch = row_stride(target.strides, step.frame.axes);
+    const bool gapless = part.view.rows == 1 || (pitch == row_bytes && target_pitch == row_bytes);
+    Run run = run_to(target, step.frame, part.view);
+    run.from_region = job.as_it_is ? pipeline_.source_regions_[entry.region] : scratch_region_;
+    run.from = job.as_it_is ? byte_at(entry, part.view.origin) : slot * slot_bytes_ + part.offset;
+    run.bytes = static_cast<std::uint64_t>(gapless ? row_bytes * part.view.rows : row_bytes);
+    for (std::int64_t row = 0; row < (gapless ? 1 : part.view.rows); ++row) {
+      append(runs, run);
+      run.from += static_cast<std::uint64_t>(pitch);
+      run.to += static_cast<std::uint64_t>(target_pitch);
+    }
+  }
+}
+
 void GpuSender::finish_batch(Batch batch, bool as_it_is, Recipe recipe, std::size_t slot) {
   std::vector<GpuCastJob> casts;
   std::vector<GpuDigestJob> digests;
   for (const Part& part : batch.parts) {
     const auto number = static_cast<std::uint32_t>(as_it_is ? digests.size() : casts.size());
     const GpuCastJob job = cast_job(part, slot, number);
+    append_runs(part, slot, batch.runs);
     if (!as_it_is) {
       casts.push_back(job);
       continue;
@@ -195,28 +238,6 @@ GpuCastJob GpuSender::cast_job(const Part& part, std::size_t slot, std::uint32_t
   if (step.needs_amax) cast.amax = reinterpret_cast<float*>(foreign_.get()) + first;
   cast.amax_row_stride = across;
   return cast;
-}
-
-void GpuSender::lay_out_scales() {
-  scale_parts_.clear();
-  std::vector<GpuDigestJob> digests;
-  for (std::size_t index = 0; index < pipeline_.scale_jobs_.size(); ++index) {
-    const Pipeline::ScaleJob& job = pipeline_.scale_jobs_[index];
-    const TrainerScaleStep& step = pipeline_.table_.scale_steps[job.step];
-    const Box& grid = pipeline_.grids_.at(step.entry).blocks;
-    const auto pitch = static_cast<std::int64_t>(sizeof(float)) * grid.extent[static_cast<std::size_t>(grid.axes - 1)];
-    for_each_matrix(step.blocks, step.frame, [&](const MatrixView& view) {
-      const std::uint64_t offset = (grids_.at(step.entry) + index_in(grid, view.origin)) * sizeof(float);
-      scale_parts_.push_back({index, view, offset, pitch, false});
-      digests.push_back({scales_.get() + offset, static_cast<std::uint64_t>(view.rows),
-                         static_cast<std::uint64_t>(view.cols) * sizeof(float), pitch,
-                         digest_frame(job.digest_key, step.frame, view, sizeof(float)),
-                         static_cast<std::uint32_t>(digests.size()), false});
-    });
-    scale_parts_.back().ends_job = true;
-  }
-  scale_digest_.emplace(digests);
-  scale_findings_ = std::make_unique<GpuFindings>(static_cast<std::uint32_t>(digests.size()));
 }
 
 // The maxima of all outgoing exchanges, one behind the other, as their messages hold them.
@@ -306,23 +327,26 @@ void GpuSender::deliver(std::size_t batch, std::size_t slot) {
     pipeline_.fail_bad_value(pipeline_.table_.steps[job_of(part).step], part.view, findings.bad_value(part.view.cols));
     return;
   }
-  for (std::size_t index = 0; index < work.parts.size() && !pipeline_.stopped(); ++index) {
+  for (std::size_t index = 0; index < work.parts.size(); ++index) {
     const Part& part = work.parts[index];
     const Pipeline::StepJob& job = job_of(part);
-    const TrainerStep& step = pipeline_.table_.steps[job.step];
-    const auto pitch = static_cast<std::int64_t>(job.element_bytes) * part.view.cols;
-    pipeline_.count(job.targets, static_cast<std::uint64_t>(pitch * part.view.rows),
+    pipeline_.count(job.targets, job.element_bytes * static_cast<std::uint64_t>(part.view.rows * part.view.cols),
                     findings.digest(static_cast<std::uint32_t>(index)));
-    if (job.as_it_is) {
-      const Entry& entry = pipeline_.catalog_.entries[step.entry];
-      pipeline_.put_matrix(job.targets, step.frame, part.view, job.element_bytes,
-                           pipeline_.source_regions_[entry.region], byte_at(entry, part.view.origin),
-                           row_stride(entry.strides_bytes, entry.box.axes), puts_[slot]);
-    } else {
-      pipeline_.put_matrix(job.targets, step.frame, part.view, job.element_bytes, scratch_region_,
-                           slot * slot_bytes_ + part.offset, pitch, puts_[slot]);
-    }
-    if (part.ends_chunk && !pipeline_.stopped()) pipeline_.signal_complete(job.targets);
+  }
+  put(work.runs, puts_[slot]);
+  for (const Part& part : work.parts) {
+    if (part.ends_chunk && !pipeline_.stopped()) pipeline_.signal_complete(job_of(part).targets);
+  }
+}
+
+void GpuSender::put(const std::vector<Run>& runs, Tally& tally) {
+  for (const Run& run : runs) {
+    const Pipeline::ServerLink& link = *pipeline_.servers_[run.server];
+    if (pipeline_.stopped()) return;
+    if (link.dropped || link.failed) continue;
+    const Put put{run.peer, run.from_region, run.from, run.to_region, run.to, run.bytes, &tally};
+    const Status status = pipeline_.fabric_.put(put, pipeline_.deadline_);
+    if (!status.ok() && !link.dropped && status.code() != Code::unreachable) pipeline_.fail(status);
   }
 }
 
@@ -364,24 +388,6 @@ void GpuSender::upload_foreign() {
   }
   copy_async(foreign_.get(), foreign_host_.get(), foreign_.bytes(), stream_);
   (void)await_stream();
-}
-
-void GpuSender::send_scales() {
-  if (scale_parts_.empty()) return;
-  scale_findings_->clear(stream_);
-  scale_digest_->launch(stream_, pipeline_.version_, *scale_findings_);
-  scale_findings_->fetch(stream_);
-  if (!await_stream()) return;
-  for (std::size_t index = 0; index < scale_parts_.size() && !pipeline_.stopped(); ++index) {
-    const ScalePart& part = scale_parts_[index];
-    const Pipeline::ScaleJob& job = pipeline_.scale_jobs_[part.job];
-    const TrainerScaleStep& step = pipeline_.table_.scale_steps[job.step];
-    pipeline_.count(job.targets, static_cast<std::uint64_t>(part.view.rows * part.view.cols) * sizeof(float),
-                    scale_findings_->digest(static_cast<std::uint32_t>(index)));
-    pipeline_.put_matrix(job.targets, step.frame, part.view, sizeof(float), *scales_region_, part.offset, part.pitch,
-                         scale_puts_);
-    if (part.ends_job && !pipeline_.stopped()) pipeline_.signal_complete(job.targets);
-  }
 }
 
 bool GpuSender::await_stream() {

@@ -40,17 +40,27 @@ class GpuSender final : private GpuRing::Work {
     std::uint64_t offset = 0;  // of its bytes in the slot
     bool ends_chunk = false;
   };
+  // One put to one server. What lies behind each other at both ends is one: a put between GPUs costs microseconds,
+  // however small it is.
+  struct Run {
+    std::size_t server = 0;  // index into the pipeline's servers
+    PeerId peer = 0;
+    RegionId from_region = 0;
+    std::uint64_t from = 0;
+    std::uint32_t to_region = 0;
+    std::uint64_t to = 0;
+    std::uint64_t bytes = 0;
+  };
   struct Batch {
     std::vector<Part> parts;
+    std::vector<Run> runs;
     std::optional<GpuCast> cast;      // or
     std::optional<GpuDigest> digest;  // of what is put from where it stands
   };
+  // One matrix of the scales of a scale job: digested and counted as one.
   struct ScalePart {
     std::size_t job = 0;  // of the pipeline's scale jobs
-    MatrixView view;
-    std::uint64_t offset = 0;  // bytes in scales_
-    std::int64_t pitch = 0;    // bytes
-    bool ends_job = false;
+    std::uint64_t bytes = 0;
   };
   // A matrix whose maxima go to another trainer.
   struct Measured {
@@ -63,11 +73,17 @@ class GpuSender final : private GpuRing::Work {
   void deliver(std::size_t batch, std::size_t slot) override;
   [[nodiscard]] bool has_to_stop() override;
 
+  void append(std::vector<Run>& runs, const Run& run) const;
+  [[nodiscard]] static Run run_to(const Pipeline::Target& target, const Box& frame, const MatrixView& view);
+  void append_runs(const Part& part, std::size_t slot, std::vector<Run>& runs) const;
+  void put(const std::vector<Run>& runs, Tally& tally);
+
   void lay_out_grids();
   void lay_out_batches(std::size_t first_chunk, std::size_t end_chunk);
   void finish_batch(Batch batch, bool as_it_is, Recipe recipe, std::size_t slot);
   [[nodiscard]] GpuCastJob cast_job(const Part& part, std::size_t slot, std::uint32_t number) const;
   void lay_out_scales();
+  void lay_out_gathering(std::vector<Run> rows);
   void lay_out_measuring();
   void run(std::size_t first, std::size_t end);
   void send_amax();
@@ -94,10 +110,13 @@ class GpuSender final : private GpuRing::Work {
   std::vector<std::unique_ptr<GpuFindings>> findings_;  // by slot
   std::map<std::uint32_t, std::uint64_t> grids_;        // by entry: where its blocks begin in scales_ and foreign_
   DeviceBuffer scales_;                                 // FP32, of all grids
-  std::optional<RegionId> scales_region_;
-  DeviceBuffer foreign_;  // amax of other trainers, of all grids
+  DeviceBuffer foreign_;                                // amax of other trainers, of all grids
   PinnedBuffer foreign_host_;
   std::vector<ScalePart> scale_parts_;
+  std::vector<Run> scale_runs_;
+  DeviceBuffer gathered_;  // scales, run by run
+  std::optional<RegionId> gathered_region_;
+  std::optional<GpuCopy> gathering_;
   std::optional<GpuDigest> scale_digest_;
   std::unique_ptr<GpuFindings> scale_findings_;
   std::vector<Measured> measured_;

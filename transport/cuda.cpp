@@ -45,11 +45,13 @@ WEIGHTCAST_SAME(set_current, cuCtxSetCurrent);
 WEIGHTCAST_SAME(get_current, cuCtxGetCurrent);
 WEIGHTCAST_SAME(push_current, cuCtxPushCurrent_v2);
 WEIGHTCAST_SAME(pop_current, cuCtxPopCurrent_v2);
+WEIGHTCAST_SAME(enable_peer, cuCtxEnablePeerAccess);
 WEIGHTCAST_SAME(memory_allocate, cuMemAlloc_v2);
 WEIGHTCAST_SAME(memory_free, cuMemFree_v2);
 WEIGHTCAST_SAME(pinned_allocate, cuMemHostAlloc);
 WEIGHTCAST_SAME(pinned_free, cuMemFreeHost);
 WEIGHTCAST_SAME(copy_async, cuMemcpyAsync);
+WEIGHTCAST_SAME(copy_between, cuMemcpyPeerAsync);
 WEIGHTCAST_SAME(fill_async, cuMemsetD8Async);
 WEIGHTCAST_SAME(stream_create, cuStreamCreate);
 WEIGHTCAST_SAME(stream_destroy, cuStreamDestroy_v2);
@@ -82,11 +84,12 @@ bool resolve_all(void* library, CudaDriver& it) {
          resolve(library, "cuCtxSetCurrent", it.set_current) && resolve(library, "cuCtxGetCurrent", it.get_current) &&
          resolve(library, "cuCtxPushCurrent_v2", it.push_current) &&
          resolve(library, "cuCtxPopCurrent_v2", it.pop_current) &&
+         resolve(library, "cuCtxEnablePeerAccess", it.enable_peer) &&
          resolve(library, "cuCtxSynchronize", it.synchronize) &&
          resolve(library, "cuMemAlloc_v2", it.memory_allocate) && resolve(library, "cuMemFree_v2", it.memory_free) &&
          resolve(library, "cuMemHostAlloc", it.pinned_allocate) && resolve(library, "cuMemFreeHost", it.pinned_free) &&
-         resolve(library, "cuMemcpyAsync", it.copy_async) && resolve(library, "cuMemsetD8Async", it.fill_async) &&
-         resolve(library, "cuStreamCreate", it.stream_create) &&
+         resolve(library, "cuMemcpyAsync", it.copy_async) && resolve(library, "cuMemcpyPeerAsync", it.copy_between) &&
+         resolve(library, "cuMemsetD8Async", it.fill_async) && resolve(library, "cuStreamCreate", it.stream_create) &&
          resolve(library, "cuStreamDestroy_v2", it.stream_destroy) &&
          resolve(library, "cuStreamSynchronize", it.stream_synchronize) &&
          resolve(library, "cuStreamWaitEvent", it.stream_wait_event) &&
@@ -96,20 +99,6 @@ bool resolve_all(void* library, CudaDriver& it) {
          resolve(library, "cuEventElapsedTime", it.event_elapsed) &&
          resolve(library, "cuLibraryLoadData", it.library_load) &&
          resolve(library, "cuLibraryGetKernel", it.library_kernel) && resolve(library, "cuLaunchKernel", it.launch);
-}
-
-// Retained for the life of the process.
-CUctx_st* primary_context(int ordinal) {
-  static std::mutex mutex;
-  static std::array<CUctx_st*, 64> retained{};  // guarded by mutex
-  const auto& cuda = cuda_driver();
-  const std::scoped_lock lock(mutex);
-  int device = 0;
-  auto& context = retained.at(static_cast<std::size_t>(ordinal));
-  if (context == nullptr && (cuda.device_get(&device, ordinal) != 0 || cuda.primary_retain(&context, device) != 0)) {
-    throw Error(Code::unavailable, fmt::format("CUDA device {} gives no context", ordinal));
-  }
-  return context;
 }
 
 }  // namespace
@@ -138,6 +127,19 @@ void check_cuda(int result, const char* doing) {
   throw Error(Code::unavailable, fmt::format("CUDA: {}: {}", doing, name == nullptr ? "unknown error" : name));
 }
 
+CUctx_st* primary_cuda_context(int ordinal) {
+  static std::mutex mutex;
+  static std::array<CUctx_st*, 64> retained{};  // guarded by mutex
+  const auto& cuda = cuda_driver();
+  const std::scoped_lock lock(mutex);
+  int device = 0;
+  auto& context = retained.at(static_cast<std::size_t>(ordinal));
+  if (context == nullptr && (cuda.device_get(&device, ordinal) != 0 || cuda.primary_retain(&context, device) != 0)) {
+    throw Error(Code::unavailable, fmt::format("CUDA device {} gives no context", ordinal));
+  }
+  return context;
+}
+
 int check_cuda_memory(MemorySpan memory) {
   const auto& cuda = cuda_driver();
   const auto address = reinterpret_cast<CudaAddress>(memory.address);
@@ -163,13 +165,13 @@ int check_cuda_memory(MemorySpan memory) {
 }
 
 void use_primary_cuda_context(int device) {
-  if (cuda_driver().set_current(primary_context(device)) != 0) {
+  if (cuda_driver().set_current(primary_cuda_context(device)) != 0) {
     throw Error(Code::unavailable, fmt::format("the context of CUDA device {} cannot be made current", device));
   }
 }
 
 CudaContextScope::CudaContextScope(int device) {
-  check_cuda(cuda_driver().push_current(primary_context(device)), "making a context current");
+  check_cuda(cuda_driver().push_current(primary_cuda_context(device)), "making a context current");
 }
 CudaContextScope::~CudaContextScope() {
   CUctx_st* popped = nullptr;

@@ -30,12 +30,14 @@ struct CudaDriver {
   int (*get_current)(CUctx_st**);
   int (*push_current)(CUctx_st*);
   int (*pop_current)(CUctx_st**);
+  int (*enable_peer)(CUctx_st*, unsigned);
   int (*synchronize)();
   int (*memory_allocate)(CudaAddress*, std::size_t);
   int (*memory_free)(CudaAddress);
   int (*pinned_allocate)(void**, std::size_t, unsigned);
   int (*pinned_free)(void*);
   int (*copy_async)(CudaAddress, CudaAddress, std::size_t, CUstream_st*);
+  int (*copy_between)(CudaAddress, CUctx_st*, CudaAddress, CUctx_st*, std::size_t, CUstream_st*);
   int (*fill_async)(CudaAddress, unsigned char, std::size_t, CUstream_st*);
   int (*stream_create)(CUstream_st**, unsigned);
   int (*stream_destroy)(CUstream_st*);
@@ -54,6 +56,9 @@ struct CudaDriver {
 
 // Throws Error unavailable where there is no driver, no device, or a driver older than CUDA 12.
 [[nodiscard]] const CudaDriver& cuda_driver();
+
+// The primary context of a device, retained for the life of the process. Throws Error unavailable.
+[[nodiscard]] CUctx_st* primary_cuda_context(int device);
 
 // Throws Error unavailable with the driver's name of the result unless it is 0.
 void check_cuda(int result, const char* doing);

@@ -95,6 +95,14 @@ class PinnedBuffer {
 void copy_async(std::byte* to, const std::byte* from, std::uint64_t bytes, const CudaStream& stream);
 void fill_async(std::byte* memory, std::byte value, std::uint64_t bytes, const CudaStream& stream);
 
+// Enqueued: from one device's memory into another's, over what links them. Directly where reach_cuda_device() was
+// called before for the device of the current context, else through the host.
+void copy_between_devices(std::byte* to, int to_device, const std::byte* from, int from_device, std::uint64_t bytes,
+                          const CudaStream& stream);
+// Opens `device`'s memory to the current context; nothing if it is open or the same device. Throws Error unavailable
+// where nothing links the two.
+void reach_cuda_device(int device);
+
 struct CudaDeviceFacts {
   std::string name;  // "NVIDIA H200"
   int multiprocessors = 0;

@@ -1,0 +1,87 @@
+// The scales of a GPU's sender: they stand in the grids that casts fill, and go out when all casts are done.
+#include <algorithm>
+#include <tuple>
+
+#include "plugin/block_grid.h"
+#include "plugin/extent.h"
+#include "plugin/gpu_sender.h"
+
+namespace weightcast {
+
+void GpuSender::lay_out_scales() {
+  scale_parts_.clear();
+  std::vector<GpuDigestJob> digests;
+  std::vector<Run> rows;  // `from` is in scales_ yet
+  for (std::size_t index = 0; index < pipeline_.scale_jobs_.size(); ++index) {
+    const Pipeline::ScaleJob& job = pipeline_.scale_jobs_[index];
+    const TrainerScaleStep& step = pipeline_.table_.scale_steps[job.step];
+    const Box& grid = pipeline_.grids_.at(step.entry).blocks;
+    const auto pitch = static_cast<std::int64_t>(sizeof(float)) * grid.extent[static_cast<std::size_t>(grid.axes - 1)];
+    for_each_matrix(step.blocks, step.frame, [&](const MatrixView& view) {
+      const std::uint64_t offset = (grids_.at(step.entry) + index_in(grid, view.origin)) * sizeof(float);
+      const auto row_bytes = static_cast<std::uint64_t>(view.cols) * sizeof(float);
+      scale_parts_.push_back({index, static_cast<std::uint64_t>(view.rows) * row_bytes});
+      digests.push_back({scales_.get() + offset, static_cast<std::uint64_t>(view.rows), row_bytes, pitch,
+                         digest_frame(job.digest_key, step.frame, view, sizeof(float)),
+                         static_cast<std::uint32_t>(digests.size()), false});
+      for (const Pipeline::Target& target : job.targets) {
+        Run run = run_to(target, step.frame, view);
+        run.from = offset;
+        run.bytes = row_bytes;
+        for (std::int64_t row = 0; row < view.rows; ++row) {
+          rows.push_back(run);
+          run.from += static_cast<std::uint64_t>(pitch);
+          run.to += static_cast<std::uint64_t>(row_stride(target.strides, step.frame.axes));
+        }
+      }
+    });
+  }
+  scale_digest_.emplace(digests);
+  scale_findings_ = std::make_unique<GpuFindings>(static_cast<std::uint32_t>(digests.size()));
+  lay_out_gathering(std::move(rows));
+}
+
+// Neighbouring tensors' scales are neighbours on servers: gathered in the order of their memory, they are few runs.
+void GpuSender::lay_out_gathering(std::vector<Run> rows) {
+  std::sort(rows.begin(), rows.end(), [](const Run& a, const Run& b) {
+    return std::tuple(a.server, a.to_region, a.to) < std::tuple(b.server, b.to_region, b.to);
+  });
+  std::uint64_t bytes = 0;
+  for (const Run& row : rows) bytes += row.bytes;
+  if (gathered_region_) pipeline_.fabric_.release(*gathered_region_);
+  gathered_region_.reset();
+  gathered_ = DeviceBuffer(bytes);
+  if (bytes != 0) {
+    gathered_region_ = pipeline_.fabric_.register_memory({gathered_.get(), bytes, MemoryKind::cuda});
+  }
+  scale_runs_.clear();
+  std::vector<GpuCopyJob> copies;
+  std::uint64_t filled = 0;
+  for (Run row : rows) {
+    copies.push_back({scales_.get() + row.from, gathered_.get() + filled, row.bytes});
+    row.from_region = *gathered_region_;
+    row.from = filled;
+    filled += row.bytes;
+    append(scale_runs_, row);
+  }
+  gathering_.emplace(copies);
+}
+
+void GpuSender::send_scales() {
+  if (scale_parts_.empty()) return;
+  scale_findings_->clear(stream_);
+  scale_digest_->launch(stream_, pipeline_.version_, *scale_findings_);
+  scale_findings_->fetch(stream_);
+  gathering_->launch(stream_);
+  if (!await_stream()) return;
+  for (std::size_t part = 0; part < scale_parts_.size(); ++part) {
+    pipeline_.count(pipeline_.scale_jobs_[scale_parts_[part].job].targets, scale_parts_[part].bytes,
+                    scale_findings_->digest(static_cast<std::uint32_t>(part)));
+  }
+  put(scale_runs_, scale_puts_);
+  for (const Pipeline::ScaleJob& job : pipeline_.scale_jobs_) {
+    if (!pipeline_.stopped()) pipeline_.signal_complete(job.targets);
+  }
+}
+
+}  // namespace weightcast
