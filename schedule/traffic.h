@@ -18,7 +18,7 @@ struct PairTraffic {
 
 struct Traffic {
   std::vector<PairTraffic> pairs;  // that have any, by trainer and server
-  std::uint64_t bytes = 0;  // that trainers put
+  std::uint64_t bytes = 0;         // that trainers put
   std::uint64_t puts = 0;
   std::uint64_t tensors = 0;
   std::uint64_t relayed_bytes = 0;  // that servers pass on
