@@ -99,8 +99,10 @@ class Bounding {
  private:
   template <class Name>
   void consider(std::uint64_t bytes, double gbs, const Name& name, const char* note = "") {
-    if (gbs <= 0) return;
-    const auto seconds = static_cast<double>(bytes) / (gbs * kGiga);
+    if (gbs > 0) consider_seconds(static_cast<double>(bytes) / (gbs * kGiga), bytes, name, note);
+  }
+  template <class Name>
+  void consider_seconds(double seconds, std::uint64_t bytes, const Name& name, const char* note = "") {
     if (seconds <= bound_.seconds * (1 + 1e-9)) return;
     bound_ = {seconds, fmt::format("{}, {}{}", name(), four_digits(bytes), note)};
   }
@@ -196,9 +198,14 @@ class Bounding {
     for (std::size_t i = 0; i < loads.size(); ++i) {
       for (std::size_t j = 0; j < loads[i].carriers.size(); ++j) out[loads[i].carriers[j]] += shares.bytes[i][j];
     }
-    for (std::size_t rank = 0; rank < out.size(); ++rank) {
-      consider(out[rank], rates[rank], [&] { return fmt::format("trainer {} out", rank); });
+    std::size_t busiest = 0;
+    const auto seconds_of = [&](std::size_t rank) { return static_cast<double>(out[rank]) / (rates[rank] * kGiga); };
+    for (std::size_t rank = 1; rank < out.size(); ++rank) {
+      if (seconds_of(rank) > seconds_of(busiest)) busiest = rank;
     }
+    // Whole bytes may take one byte more than the optimum.
+    consider_seconds(std::min(shares.seconds, seconds_of(busiest)), out[busiest],
+                     [&] { return fmt::format("trainer {} out", busiest); });
   }
 
   const Topology& topology_;

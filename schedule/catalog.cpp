@@ -22,7 +22,33 @@ std::string name_of(const Catalog& catalog) {
   return fmt::format("server {} (replica {})", catalog.rank, catalog.replica);
 }
 
-std::uint64_t digest_of(const Catalog& catalog) {
+std::uint64_t digest_of(const SharedList<Entry>& entries, Role role) {
+  Fingerprint print;
+  print.add(entries.size());
+  for (const auto& entry : entries) {
+    Fingerprint one;  // entries do not wait for one another
+    one.add(entry.tensor.print());
+    one.add(entry.parameter.print());
+    for (const auto extent : entry.shape) one.add(static_cast<std::uint64_t>(extent));
+    for (std::size_t axis = 0; axis < entry.box.axes; ++axis) {
+      one.add(static_cast<std::uint64_t>(entry.box.offset[axis]));
+      one.add(static_cast<std::uint64_t>(entry.box.extent[axis]));
+      one.add(static_cast<std::uint64_t>(entry.strides_bytes[axis]));
+    }
+    const auto format =
+        role == Role::trainer ? static_cast<unsigned>(entry.source_type) : static_cast<unsigned>(entry.recipe);
+    one.add(std::uint64_t{entry.region} << 32 | std::uint64_t{entry.box.axes} << 24 | format << 16 |
+            static_cast<unsigned>(entry.landing) << 8 | (entry.is_scales ? 1U : 0U));
+    one.add(entry.byte_offset);
+    one.add(entry.scales ? std::uint64_t{1} + *entry.scales : 0);
+    print.add(one.value());
+  }
+  return print.value();
+}
+
+std::uint64_t digest_of(const Catalog& catalog) { return digest_of(catalog, digest_of(catalog.entries, catalog.role)); }
+
+std::uint64_t digest_of(const Catalog& catalog, std::uint64_t digest_of_entries) {
   Fingerprint print;
   print.add(static_cast<std::uint64_t>(catalog.role));
   print.add(catalog.rank);
@@ -33,26 +59,7 @@ std::uint64_t digest_of(const Catalog& catalog) {
     print.add(region.bytes);
     print.add(static_cast<std::uint64_t>(region.kind));
   }
-  print.add(catalog.entries.size());
-  for (const auto& entry : catalog.entries) {
-    print.add(entry.tensor);
-    print.add(entry.parameter);
-    print.add(entry.shape.size());
-    for (const auto extent : entry.shape) print.add(static_cast<std::uint64_t>(extent));
-    print.add(entry.box.axes);
-    for (std::size_t axis = 0; axis < entry.box.axes; ++axis) {
-      print.add(static_cast<std::uint64_t>(entry.box.offset[axis]));
-      print.add(static_cast<std::uint64_t>(entry.box.extent[axis]));
-      print.add(static_cast<std::uint64_t>(entry.strides_bytes[axis]));
-    }
-    print.add(static_cast<std::uint64_t>(catalog.role == Role::trainer ? entry.source_type : SourceType::bf16));
-    print.add(static_cast<std::uint64_t>(catalog.role == Role::server ? entry.recipe : Recipe::bf16));
-    print.add(entry.region);
-    print.add(entry.byte_offset);
-    print.add(entry.scales ? std::uint64_t{1} + *entry.scales : 0);
-    print.add(entry.is_scales ? 1 : 0);
-    print.add(static_cast<std::uint64_t>(entry.landing));
-  }
+  print.add(digest_of_entries);
   return print.value();
 }
 

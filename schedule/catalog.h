@@ -73,6 +73,9 @@ struct Catalog {
 
 // Over everything but addresses: two processes that agree on it mean the same.
 [[nodiscard]] std::uint64_t digest_of(const Catalog& catalog);
+// In two steps, for ranks that share a list of entries.
+[[nodiscard]] std::uint64_t digest_of(const SharedList<Entry>& entries, Role role);
+[[nodiscard]] std::uint64_t digest_of(const Catalog& catalog, std::uint64_t digest_of_entries);
 
 // First byte of an element (tensor coordinates, inside entry.box) relative to the region's start.
 [[nodiscard]] std::uint64_t byte_at(const Entry& entry, const std::array<std::int64_t, kMaxAxes>& element) noexcept;

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <map>
 #include <tuple>
 #include <utility>
 
@@ -27,7 +28,7 @@ class Model {
 
  private:
   ModelTensor& add(std::string name, Shape shape) {
-    tensors_.push_back({std::move(name), std::move(shape), layer_});
+    tensors_.push_back({std::move(name), shapes_.try_emplace(shape, shape).first->second, layer_});
     return tensors_.back();
   }
 
@@ -114,6 +115,7 @@ class Model {
   const ModelConfig& config_;
   std::int64_t layer_ = 0;
   std::vector<ModelTensor> tensors_;
+  std::map<Shape, SharedList<std::int64_t>> shapes_;  // equal ones share one list
 };
 
 }  // namespace

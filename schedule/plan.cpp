@@ -3,9 +3,8 @@
 #include <algorithm>
 #include <map>
 #include <numeric>
+#include <unordered_map>
 #include <utility>
-
-#include "schedule/fingerprint.h"
 
 namespace weightcast {
 namespace {
@@ -69,12 +68,16 @@ AmaxMessage message_of(const AmaxExchange& exchange, const Plan& plan) {
 }  // namespace
 
 std::uint64_t digest_of(const Catalogs& catalogs) {
-  Fingerprint print;
+  std::uint64_t sum = 0;
   for (const auto* side : {&catalogs.trainers, &catalogs.servers}) {
-    print.add(side->size());
-    for (const auto& catalog : *side) print.add(digest_of(catalog));
+    std::unordered_map<const void*, std::uint64_t> known;  // by the identity of a list
+    for (const auto& catalog : *side) {
+      const auto [found, is_new] = known.try_emplace(catalog.entries.identity());
+      if (is_new) found->second = digest_of(catalog.entries, catalog.role);
+      sum += digest_of(catalog, found->second);
+    }
   }
-  return print.value();
+  return sum;
 }
 
 std::uint64_t count_chunks(const Box& box, const Box& frame, Recipe recipe, std::uint64_t chunk_bytes) {

@@ -86,7 +86,7 @@ struct ServerLoad {
 };
 
 struct Plan {
-  std::uint64_t catalogs_digest = 0;  // over all catalogs, in rank order
+  std::uint64_t catalogs_digest = 0;  // of all catalogs
   std::uint64_t chunk_bytes = 0;
   std::uint32_t receiver_credits = 0;  // how many senders may put to one server at a time; 0: any number
   std::vector<Column> columns;
@@ -103,6 +103,7 @@ struct Catalogs {
   std::vector<Catalog> trainers;  // by rank, without gaps
   std::vector<Catalog> servers;
 };
+// The sum of the digests of all: a rank that changes costs only its own.
 [[nodiscard]] std::uint64_t digest_of(const Catalogs& catalogs);
 
 // The pieces of a step's box, in the order of execution: whole rows where they fit, cut at blocks for recipes with

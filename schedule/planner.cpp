@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <map>
+#include <numeric>
 #include <optional>
 #include <tuple>
 #include <utility>
@@ -47,10 +48,26 @@ struct Turn {
   std::int64_t phase = 0;
 };
 
+// Trainers that send the same families, and all servers that take them. Each begins elsewhere in the row of servers, so
+// that a server has as few of them at a time as can be; all of them go from one row to the next together.
+struct Row {
+  std::vector<std::uint32_t> trainers;  // ascending
+  std::vector<std::uint32_t> servers;
+
+  // Of `server`, counted from the trainer's first one.
+  [[nodiscard]] std::uint32_t distance(std::uint32_t trainer, std::uint32_t server) const {
+    const auto place = [](const std::vector<std::uint32_t>& ranks, std::uint32_t rank) {
+      return static_cast<std::size_t>(std::lower_bound(ranks.begin(), ranks.end(), rank) - ranks.begin());
+    };
+    const auto start = place(trainers, trainer) * servers.size() / trainers.size();
+    return static_cast<std::uint32_t>((place(servers, server) + servers.size() - start) % servers.size());
+  }
+};
+
 class Planner {
  public:
   Planner(const Catalogs& catalogs, const Topology& topology, const PlanOptions& options)
-      : topology_(topology), options_(options), servers_(static_cast<std::uint32_t>(catalogs.servers.size())) {
+      : topology_(topology), options_(options) {
     if (options.chunk_bytes == 0) throw Error(Code::invalid_argument, "chunk_bytes is 0");
     plan_.chunk_bytes = options.chunk_bytes;
     plan_.receiver_credits = options.receiver_credits;
@@ -72,6 +89,7 @@ class Planner {
   }
 
   Plan make() {
+    find_rows();
     for (std::size_t family = 0; family < matches_.families.size(); ++family) add_family(family);
     plan_.columns = std::move(matches_.columns);
     put_in_order();
@@ -82,8 +100,33 @@ class Planner {
   // A shard that one trainer casts for some tensors of the family, and needs foreign maxima for.
   using Casters = std::map<std::pair<std::size_t, Holder>, std::vector<std::pair<std::uint32_t, std::uint32_t>>>;
 
+  void find_rows() {
+    std::map<std::vector<std::uint32_t>, std::size_t> known;
+    for (const auto& family : matches_.families) {
+      std::vector<std::uint32_t> trainers;
+      for (const auto& shard : family.shards) {
+        for (const auto& holder : shard.holders) trainers.push_back(holder.trainer);
+      }
+      sort_out(trainers);
+      const auto [found, is_new] = known.emplace(trainers, rows_.size());
+      if (is_new) rows_.push_back({std::move(trainers), {}});
+      row_of_family_.push_back(found->second);
+      auto& servers = rows_[found->second].servers;
+      for (const auto& frame : family.frames) {
+        for (const auto& taker : frame.takers) servers.push_back(taker.server);
+      }
+      sort_out(servers);
+    }
+  }
+
+  static void sort_out(std::vector<std::uint32_t>& ranks) {
+    std::sort(ranks.begin(), ranks.end());
+    ranks.erase(std::unique(ranks.begin(), ranks.end()), ranks.end());
+  }
+
   void add_family(std::size_t index) {
     const auto& family = matches_.families[index];
+    row_ = row_of_family_[index];
     std::vector<std::vector<Turn>> turns;
     turns.reserve(family.frames.size());
     for (std::size_t frame = 0; frame < family.frames.size(); ++frame) turns.push_back(turns_of(family, frame));
@@ -124,17 +167,13 @@ class Planner {
     return result;
   }
 
-  // The destination of a step, counted from the trainer's first server on: trainer t begins with server t mod n.
-  [[nodiscard]] std::uint32_t distance(std::uint32_t trainer, std::uint32_t server) const {
-    return (server + servers_ - trainer % servers_) % servers_;
-  }
-
   // The first group to put to: that whose receiver is nearest. The others follow.
   [[nodiscard]] std::size_t visiting_order(const Segment& segment, const Frame& frame) const {
     const auto trainer = segment.caster.trainer;
     const auto& receivers = segment.receivers;
+    const auto& row = rows_[row_];
     const auto nearest = std::min_element(receivers.begin(), receivers.end(), [&](std::uint32_t a, std::uint32_t b) {
-      return distance(trainer, frame.takers[a].server) < distance(trainer, frame.takers[b].server);
+      return row.distance(trainer, frame.takers[a].server) < row.distance(trainer, frame.takers[b].server);
     });
     return static_cast<std::size_t>(nearest - receivers.begin());
   }
@@ -179,6 +218,7 @@ class Planner {
     step.chunks = static_cast<std::uint32_t>(chunks);
     require_scratch(family, step);
     count_bytes(step, bytes_of(step.box, step.recipe) * step.count);
+    places_.push_back({row_, rows_[row_].distance(step.trainer, step.destinations.front().server)});
     plan_.steps.push_back(std::move(step));
   }
 
@@ -287,11 +327,17 @@ class Planner {
   }
 
   void put_in_order() {
-    const auto key = [&](const Step& s) {
-      return std::tuple(s.trainer, s.needs_amax, distance(s.trainer, s.destinations.front().server), s.column, s.first);
+    std::vector<std::size_t> order(plan_.steps.size());
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    const auto key = [&](std::size_t i) {
+      const auto& step = plan_.steps[i];
+      return std::tuple(step.trainer, step.needs_amax, places_[i], step.column, step.first);
     };
-    std::stable_sort(plan_.steps.begin(), plan_.steps.end(),
-                     [&](const Step& a, const Step& b) { return key(a) < key(b); });
+    std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return key(a) < key(b); });
+    std::vector<Step> steps;
+    steps.reserve(order.size());
+    for (const auto i : order) steps.push_back(std::move(plan_.steps[i]));
+    plan_.steps = std::move(steps);
     const auto scale_key = [](const ScaleStep& s) { return std::tie(s.trainer, s.column, s.first, s.blocks); };
     std::stable_sort(plan_.scale_steps.begin(), plan_.scale_steps.end(),
                      [&](const ScaleStep& a, const ScaleStep& b) { return scale_key(a) < scale_key(b); });
@@ -306,11 +352,14 @@ class Planner {
 
   const Topology& topology_;
   const PlanOptions& options_;
-  std::uint32_t servers_;
   Matches matches_;
   std::optional<Allotment> allotment_;
   Plan plan_;
   std::map<std::pair<std::uint32_t, std::uint32_t>, std::vector<AmaxRun>> exchanges_;  // from, to
+  std::vector<Row> rows_;
+  std::vector<std::size_t> row_of_family_;
+  std::size_t row_ = 0;                                        // of the family that is being added
+  std::vector<std::pair<std::size_t, std::uint32_t>> places_;  // of each step: row, and distance within it
   std::int64_t phase_ = 0;
 };
 

@@ -83,6 +83,8 @@ class Facts {
   std::vector<std::size_t> server_lists_;
   std::vector<std::uint32_t> places_;  // by list and column: in facts_, counted from 1; 0: not read yet
   std::deque<ColumnFacts> facts_;      // references to them stay valid
+  std::uint32_t last_number_ = 0;
+  std::vector<const void*> names_;                          // by number: the identity of a name
   std::unordered_map<const void*, std::uint32_t> numbers_;  // by the identity of a name
   std::unordered_map<std::string_view, std::uint32_t> numbers_by_name_;
 };

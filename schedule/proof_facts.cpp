@@ -106,13 +106,17 @@ std::string Facts::read(std::size_t list, std::uint32_t column) {
   return {};
 }
 
+// Most columns list the tensors of another one in its order: then the next number is the one looked for.
 std::uint32_t Facts::number_of(const SharedText& name) {
+  const auto next = last_number_ + 1;
+  if (next < names_.size() && names_[next] == name.identity()) return last_number_ = next;
   const auto [known, is_new] = numbers_.try_emplace(name.identity());
   if (is_new) {
-    known->second =
-        numbers_by_name_.try_emplace(name.str(), static_cast<std::uint32_t>(numbers_by_name_.size())).first->second;
+    const auto number = static_cast<std::uint32_t>(names_.size());
+    known->second = numbers_by_name_.try_emplace(name.str(), number).first->second;
+    if (known->second == number) names_.push_back(name.identity());
   }
-  return known->second;
+  return last_number_ = known->second;
 }
 
 bool Facts::same_tensors(const ColumnFacts& a, const ColumnFacts& b, std::uint32_t first, std::uint32_t count) {

@@ -7,6 +7,7 @@
 #include <map>
 #include <numeric>
 #include <optional>
+#include <unordered_map>
 #include <utility>
 
 #include "schedule/blocks.h"
@@ -220,12 +221,9 @@ class PoolServers {
  public:
   PoolServers(const Scenario& scenario, std::size_t pool, const std::vector<ModelTensor>& tensors)
       : scenario_(scenario), pool_(pool), tensors_(tensors) {
-    for (const auto& tensor : tensors) {  // neighbours have equal shapes more often than not
-      if (grids_.empty() || tensor.shape != (&tensor - 1)->shape) {
-        grids_.emplace_back(block_grid(tensor.shape));
-      } else {
-        grids_.push_back(grids_.back());
-      }
+    for (const auto& tensor : tensors) {
+      const auto [grid, is_new] = grids_.try_emplace(tensor.shape.identity());
+      if (is_new) grid->second = block_grid(tensor.shape);
     }
   }
 
@@ -265,7 +263,7 @@ class PoolServers {
                                 scenario_.origin, pool_, to_string(*box), tensor->name, name_of(catalog), kBlock,
                                 to_string(recipe)));
       }
-      take(catalog, *tensor, *box, recipe, grids_[static_cast<std::size_t>(tensor - tensors_.data())]);
+      take(catalog, *tensor, *box, recipe, grids_.at(tensor->shape.identity()));
     }
     close(catalog);
     return catalog;
@@ -274,7 +272,7 @@ class PoolServers {
   const Scenario& scenario_;
   std::size_t pool_;
   const std::vector<ModelTensor>& tensors_;
-  std::vector<SharedList<std::int64_t>> grids_;  // of blocks, by tensor
+  std::unordered_map<const void*, SharedList<std::int64_t>> grids_;  // of blocks, by the identity of a shape
 };
 
 // Nodes count on from one pool to the next, and from trainers to servers.

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <initializer_list>
 #include <memory>
 #include <string>
@@ -12,34 +13,47 @@
 #include <utility>
 #include <vector>
 
+#include "schedule/fingerprint.h"
+
 namespace weightcast {
 
 // A text that never changes; assigning gives it another.
 class SharedText {
  public:
   SharedText() = default;
-  SharedText(std::string text) : text_(std::make_shared<const std::string>(std::move(text))) {}
+  SharedText(std::string text) : value_(std::make_shared<const Value>(std::move(text))) {}
   SharedText(const char* text) : SharedText(std::string(text)) {}
 
   [[nodiscard]] const std::string& str() const noexcept {
     static const std::string none;
-    return text_ ? *text_ : none;
+    return value_ ? value_->text : none;
   }
   operator const std::string&() const noexcept { return str(); }
   operator std::string_view() const noexcept { return str(); }
   [[nodiscard]] bool empty() const noexcept { return str().empty(); }
   // Equal for copies of one text, so that they are known to be equal without being read.
-  [[nodiscard]] const void* identity() const noexcept { return text_.get(); }
+  [[nodiscard]] const void* identity() const noexcept { return value_.get(); }
+  // Of the text, computed once; 0 of none.
+  [[nodiscard]] std::uint64_t print() const noexcept { return value_ ? value_->print : 0; }
 
   friend bool operator==(const SharedText& a, const SharedText& b) noexcept {
-    return a.text_ == b.text_ || a.str() == b.str();
+    return a.value_ == b.value_ || (a.print() == b.print() && a.str() == b.str());
   }
   friend bool operator==(const SharedText& a, const std::string& b) noexcept { return a.str() == b; }
   friend bool operator==(const SharedText& a, const char* b) noexcept { return a.str() == b; }
   friend bool operator<(const SharedText& a, const SharedText& b) noexcept { return a.str() < b.str(); }
 
  private:
-  std::shared_ptr<const std::string> text_;
+  struct Value {
+    explicit Value(std::string of) : text(std::move(of)) {
+      Fingerprint fingerprint;
+      fingerprint.add(text);
+      print = text.empty() ? 0 : fingerprint.value();
+    }
+    std::string text;
+    std::uint64_t print = 0;
+  };
+  std::shared_ptr<const Value> value_;
 };
 
 // A list whose copies share their items until one of them is changed.

@@ -10,7 +10,7 @@ namespace {
 constexpr unsigned kNonBlockingStream = 1;  // CU_STREAM_NON_BLOCKING: does not wait for the legacy default stream
 constexpr unsigned kEventWithoutTime = 2;   // CU_EVENT_DISABLE_TIMING
 constexpr int kNotReady = 600;              // CUDA_ERROR_NOT_READY
-// What is no multiple of it is mapped in small pages by a peer that opens it, who then writes a quarter slower.
+// A peer that opened memory of whole large pages wrote to it a third faster (bench/README.md); why is not known.
 constexpr std::uint64_t kLargePage = 2 << 20;
 constexpr int kPeerAlreadyOpen = 704;     // CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED
 constexpr int kMultiprocessorCount = 16;  // CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
