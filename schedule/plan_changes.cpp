@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <string_view>
+#include <optional>
 #include <tuple>
 #include <utility>
 
@@ -18,48 +18,20 @@ namespace {
 using std::uint32_t;
 using std::uint64_t;
 
-constexpr uint32_t kTrainer = UINT32_MAX;  // the sender is a trainer, not a relay
+// Who sends, by which relay if any (none comes first), to whom.
+using PairKey = std::tuple<uint32_t, std::optional<uint32_t>, uint32_t>;
 
-// Who sends, by which relay if any, to whom.
-using PairKey = std::tuple<uint32_t, uint32_t, uint32_t>;
-struct PairSum {
-  uint64_t bytes = 0;
-  uint64_t content = 0;  // adds up over tensors and boxes, so that order and grouping of steps do not count
-};
+PairKey key_of(const PlanOutline::Pair& pair) { return {pair.trainer, pair.relay, pair.server}; }
 
-uint64_t number_of(std::string_view tensor, const Box& box, uint64_t kind) {
+// What all tensors of a step have in common.
+Fingerprint print_of(const Box& box, uint64_t kind) {
   Fingerprint print;
-  print.add(tensor);
   print.add(kind);
   for (std::size_t axis = 0; axis < box.axes; ++axis) {
     print.add(static_cast<uint64_t>(box.offset[axis]));
     print.add(static_cast<uint64_t>(box.extent[axis]));
   }
-  return print.value();
-}
-
-std::map<PairKey, PairSum> pairs_of(const PlannedCluster& cluster) {
-  std::map<PairKey, PairSum> pairs;
-  const auto add = [&](const auto& step, const Box& box, uint64_t element_bytes, uint64_t kind) {
-    uint64_t content = 0;
-    const auto& entries = cluster.catalogs.trainers[step.trainer].entries;
-    const auto& column = cluster.plan.columns[step.column];
-    for (uint32_t i = step.first; i < step.first + step.count; ++i) {
-      content += number_of(entries[column[i]].tensor, box, kind);
-    }
-    const auto bytes = step.count * static_cast<uint64_t>(elements(box)) * element_bytes;
-    for (const auto& to : step.destinations) {
-      auto& sum = pairs[{step.trainer, to.relay.value_or(kTrainer), to.server}];
-      sum.bytes += bytes;
-      sum.content += content;
-    }
-  };
-  for (const auto& step : cluster.plan.steps) {
-    add(step, step.box, element_bytes(step.recipe), static_cast<uint64_t>(step.recipe));
-  }
-  constexpr uint64_t kScales = 1 << 20;
-  for (const auto& step : cluster.plan.scale_steps) add(step, step.blocks, sizeof(float), kScales);
-  return pairs;
+  return print;
 }
 
 void add_ranks(Role role, const std::vector<uint64_t>& before, const std::vector<uint64_t>& after,
@@ -75,41 +47,98 @@ uint64_t size_of(const RankChange& change) {
   return std::max(change.bytes_before, change.bytes_after) - std::min(change.bytes_before, change.bytes_after);
 }
 
-std::string bound_text(const Bound& bound) {
-  return bound.seconds > 0 ? fmt::format("{} ({})", time_text(bound.seconds), bound.binding) : "no rate is known";
+std::string bound_text(const PlanOutline& of) {
+  if (of.bound.seconds <= 0) return "no rate is known";
+  return fmt::format("{} ({}), plan {}, gap {:.1f} %", time_text(of.bound.seconds), of.bound.binding,
+                     time_text(of.makespan_s), 100 * (of.makespan_s / of.bound.seconds - 1));
 }
 
 }  // namespace
 
-PlanChanges changes_between(const PlannedCluster& before, const PlannedCluster& after) {
-  const auto was = pairs_of(before);
-  auto is = pairs_of(after);
+PlanOutline outline_of(const Plan& plan, const Catalogs& catalogs, const Topology& topology, const Bound& bound) {
+  std::map<PairKey, PlanOutline::Pair> pairs;
+  const auto add = [&](const auto& step, const Box& box, uint64_t element_bytes, uint64_t kind) {
+    const auto print = print_of(box, kind);
+    uint64_t content = 0;
+    const auto& entries = catalogs.trainers[step.trainer].entries;
+    const auto& column = plan.columns[step.column];
+    for (uint32_t i = step.first; i < step.first + step.count; ++i) {
+      auto one = print;
+      one.add(entries[column[i]].tensor.print());
+      content += one.value();
+    }
+    const auto bytes = step.count * static_cast<uint64_t>(elements(box)) * element_bytes;
+    for (const auto& to : step.destinations) {
+      auto& pair =
+          pairs.try_emplace({step.trainer, to.relay, to.server}, PlanOutline::Pair{step.trainer, to.relay, to.server})
+              .first->second;
+      pair.bytes += bytes;
+      pair.content += content;
+    }
+  };
+  for (const auto& step : plan.steps) {
+    add(step, step.box, element_bytes(step.recipe), static_cast<uint64_t>(step.recipe));
+  }
+  constexpr uint64_t kScales = 1 << 20;
+  for (const auto& step : plan.scale_steps) add(step, step.blocks, sizeof(float), kScales);
+  PlanOutline outline{{}, plan.trainer_bytes, plan.server_bytes, bound, makespan_s(plan, topology)};
+  outline.pairs.reserve(pairs.size());
+  for (const auto& [key, pair] : pairs) outline.pairs.push_back(pair);
+  return outline;
+}
+
+std::string to_json(const Plan& plan, const PlanOutline& outline) {
+  using Json = nlohmann::ordered_json;
+  auto text = to_json(plan);
+  text.resize(text.rfind("\n}"));
+  text += ",\n  \"pairs\": [";
+  const char* separator = "\n    ";
+  for (const auto& pair : outline.pairs) {
+    text += separator + Json{{"trainer", pair.trainer},
+                             {"relay", pair.relay ? Json(*pair.relay) : Json(nullptr)},
+                             {"server", pair.server},
+                             {"bytes", pair.bytes},
+                             {"content", fmt::format("{:016x}", pair.content)}}
+                            .dump();
+    separator = ",\n    ";
+  }
+  const Json bound = outline.bound.seconds > 0 ? Json{{"seconds", outline.bound.seconds},
+                                                      {"set_by", outline.bound.binding},
+                                                      {"makespan_s", outline.makespan_s}}
+                                               : Json(nullptr);
+  return text + "\n  ],\n  \"bound\": " + bound.dump() + "\n}\n";
+}
+
+PlanChanges changes_between(const PlanOutline& before, const PlanOutline& after) {
+  std::map<PairKey, const PlanOutline::Pair*> is;
+  for (const auto& pair : after.pairs) is[key_of(pair)] = &pair;
   PlanChanges changes;
-  for (const auto& [pair, sum] : was) {
-    changes.bytes_before += sum.bytes;
-    const auto found = is.find(pair);
+  for (const auto& was : before.pairs) {
+    changes.bytes_before += was.bytes;
+    const auto found = is.find(key_of(was));
     if (found == is.end()) {
       ++changes.pairs_gone;
       continue;
     }
-    ++(found->second.content == sum.content ? changes.pairs_kept : changes.pairs_changed);
-    changes.bytes_moved += std::max(found->second.bytes, sum.bytes) - sum.bytes;
-    changes.bytes_after += found->second.bytes;
+    const auto& now = *found->second;
+    ++(now.content == was.content ? changes.pairs_kept : changes.pairs_changed);
+    changes.bytes_moved += std::max(now.bytes, was.bytes) - was.bytes;
+    changes.bytes_after += now.bytes;
     is.erase(found);
   }
   changes.pairs_new = is.size();
-  for (const auto& [pair, sum] : is) {
-    changes.bytes_moved += sum.bytes;
-    changes.bytes_after += sum.bytes;
+  for (const auto& [key, now] : is) {
+    changes.bytes_moved += now->bytes;
+    changes.bytes_after += now->bytes;
   }
-  add_ranks(Role::trainer, before.plan.trainer_bytes, after.plan.trainer_bytes, changes.ranks);
-  add_ranks(Role::server, before.plan.server_bytes, after.plan.server_bytes, changes.ranks);
+  add_ranks(Role::trainer, before.trainer_bytes, after.trainer_bytes, changes.ranks);
+  add_ranks(Role::server, before.server_bytes, after.server_bytes, changes.ranks);
   std::stable_sort(changes.ranks.begin(), changes.ranks.end(),
                    [](const RankChange& a, const RankChange& b) { return size_of(a) > size_of(b); });
   return changes;
 }
 
-std::string to_text(const PlanChanges& changes, const PlannedCluster& before, const PlannedCluster& after) {
+std::string to_text(const PlanChanges& changes, const PlanOutline& before, const PlanOutline& after) {
   constexpr std::size_t kMostRanks = 12;
   auto text = fmt::format("pairs of a sender and a server: {} as before, {} changed, {} new, {} gone\n",
                           changes.pairs_kept, changes.pairs_changed, changes.pairs_new, changes.pairs_gone);
@@ -126,11 +155,10 @@ std::string to_text(const PlanChanges& changes, const PlannedCluster& before, co
                         size_text(change.bytes_before), size_text(change.bytes_after));
   }
   if (changes.ranks.size() > kMostRanks) text += fmt::format("  and {} more\n", changes.ranks.size() - kMostRanks);
-  return text +
-         fmt::format("\nbound before: {}\nbound after:  {}\n", bound_text(before.bound), bound_text(after.bound));
+  return text + fmt::format("\nbound before: {}\nbound after:  {}\n", bound_text(before), bound_text(after));
 }
 
-std::string to_json(const PlanChanges& changes, const PlannedCluster& before, const PlannedCluster& after) {
+std::string to_json(const PlanChanges& changes, const PlanOutline& before, const PlanOutline& after) {
   using Json = nlohmann::ordered_json;
   auto ranks = Json::array();
   for (const auto& change : changes.ranks) {
@@ -139,8 +167,9 @@ std::string to_json(const PlanChanges& changes, const PlannedCluster& before, co
                      {"bytes_before", change.bytes_before},
                      {"bytes_after", change.bytes_after}});
   }
-  const auto bound = [](const Bound& of) {
-    return of.seconds > 0 ? Json{{"seconds", of.seconds}, {"set_by", of.binding}} : Json(nullptr);
+  const auto bound = [](const PlanOutline& of) {
+    if (of.bound.seconds <= 0) return Json(nullptr);
+    return Json{{"seconds", of.bound.seconds}, {"set_by", of.bound.binding}, {"makespan_s", of.makespan_s}};
   };
   const Json document = {{"pairs",
                           {{"kept", changes.pairs_kept},
@@ -151,8 +180,8 @@ std::string to_json(const PlanChanges& changes, const PlannedCluster& before, co
                          {"bytes_after", changes.bytes_after},
                          {"bytes_moved", changes.bytes_moved},
                          {"ranks", ranks},
-                         {"bound_before", bound(before.bound)},
-                         {"bound_after", bound(after.bound)}};
+                         {"bound_before", bound(before)},
+                         {"bound_after", bound(after)}};
   return document.dump(2);
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <map>
+#include <tuple>
 #include <utility>
 
 #include "schedule/config.h"
@@ -26,6 +27,28 @@ void add_plan_input(CLI::App& command, PlanInput& input) {
 
 void add_no_relay(CLI::App& command, bool& without_relay) {
   command.add_flag("--no-relay", without_relay, "every server gets everything from trainers");
+}
+
+void add_rates(CLI::App& command, GivenRates& rates) {
+  const auto rate = [&](const char* flag, double& value, const char* what) {
+    command.add_option(flag, value, what)->check(CLI::PositiveNumber)->type_name("GB/s");
+  };
+  rate("--trainer-gbs", rates.trainer_out, "rate out of each trainer");
+  rate("--server-gbs", rates.server_in, "rate into each server");
+  rate("--host-gbs", rates.host, "rate of the one host that all ranks share");
+}
+
+Topology overridden(Topology topology, const Catalogs& catalogs, const GivenRates& given) {
+  std::uint32_t node = 0;
+  for (auto [links, ranks, gbs] : {std::tuple{&topology.trainers, catalogs.trainers.size(), given.trainer_out},
+                                   {&topology.servers, catalogs.servers.size(), given.server_in}}) {
+    while (links->size() < ranks) links->push_back({node++, 0, 0});
+    for (auto& link : *links) {
+      if (gbs > 0) link.nic_gbs = gbs;
+    }
+  }
+  if (given.host > 0) topology.host_gbs = given.host;
+  return topology;
 }
 
 void add_changes(CLI::App& command, WhatIf& changes) {

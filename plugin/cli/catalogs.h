@@ -1,4 +1,4 @@
-// Catalog files, or one scenario, on the command line: what `plan` and `explain` start from.
+// Catalog files, or one scenario, on the command line: what `plan`, `explain` and `bound` start from.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -21,6 +21,17 @@ struct PlanInput {
 void add_plan_input(CLI::App& command, PlanInput& input);
 
 void add_no_relay(CLI::App& command, bool& without_relay);
+
+// Rates in GB/s that the command line gives; 0: not given.
+struct GivenRates {
+  double trainer_out = 0;
+  double server_in = 0;
+  double host = 0;
+};
+// --trainer-gbs, --server-gbs, --host-gbs.
+void add_rates(CLI::App& command, GivenRates& rates);
+// The links of a scenario, unless the command line gives others. Ranks of catalogs are nodes of their own.
+[[nodiscard]] Topology overridden(Topology topology, const Catalogs& catalogs, const GivenRates& given);
 
 // --set, --drop, --add-replica.
 void add_changes(CLI::App& command, WhatIf& changes);

@@ -28,6 +28,7 @@ void print(std::string_view text);
 void flush_output();
 
 void add_bench(CLI::App& app, Action& action);
+void add_bound(CLI::App& app, Action& action);
 void add_catalogs(CLI::App& app, Action& action);
 void add_config(CLI::App& app, Action& action);
 void add_controller(CLI::App& app, Action& action);

@@ -5,8 +5,13 @@
 #include "plugin/cli/catalogs.h"
 #include "plugin/cli/command.h"
 #include "schedule/plan_changes.h"
+#include "schedule/planner.h"
+#include "schedule/proof.h"
+#include "schedule/replan.h"
 #include "schedule/strict_json.h"
+#include "schedule/units_text.h"
 #include "schedule/what_if.h"
+#include "transport/base/units.h"
 
 namespace weightcast::cli {
 namespace {
@@ -19,27 +24,79 @@ struct DiffOptions {
   bool json = false;
 };
 
-PlannedCluster planned(const std::string& file, const WhatIf& changes, bool with_relay) {
-  const auto text = read_text_file(file);
-  if (!is_scenario(text)) throw Error(Code::invalid_argument, fmt::format("{}: is no scenario", file));
+struct Planned {
+  Catalogs catalogs;
+  Topology topology;
+  Plan plan;
+  Bound bound;
+};
+
+PlanOutline outline_of(const Planned& of) { return outline_of(of.plan, of.catalogs, of.topology, of.bound); }
+
+// Everything but the plan.
+Planned cluster_of(const std::string& text, const std::string& file, const WhatIf& changes, bool relay) {
   const auto scenario = parse_scenario(text, file, changes);
-  PlannedCluster cluster;
-  cluster.catalogs = catalogs_of(scenario);
+  Planned cluster{catalogs_of(scenario), topology_of(scenario), {}, {}};
   drop_ranks(changes, cluster.catalogs);
-  const auto topology = topology_of(scenario);
-  const PlanOptions planning{.relay = with_relay};
-  cluster.plan = make_plan(cluster.catalogs, topology, planning);
-  cluster.bound = lower_bound(cluster.catalogs, topology, with_relay);
+  cluster.bound = lower_bound(cluster.catalogs, cluster.topology, relay);
   return cluster;
+}
+
+// A saved plan, or the plan of a scenario.
+PlanOutline outline_of(const std::string& file, const WhatIf& changes, bool relay) {
+  const auto text = read_text_file(file);
+  if (is_saved_plan(text)) {
+    if (changes.empty()) return parse_outline(text, file);
+    throw Error(Code::invalid_argument, fmt::format("{}: is a saved plan; --set, --drop and --add-replica change "
+                                                    "scenarios only",
+                                                    file));
+  }
+  if (!is_scenario(text))
+    throw Error(Code::invalid_argument, fmt::format("{}: is no scenario and no saved plan", file));
+  auto planned = cluster_of(text, file, changes, relay);
+  planned.plan = make_plan(planned.catalogs, planned.topology, PlanOptions{.relay = relay});
+  return outline_of(planned);
+}
+
+// Ranks that leave or join, and nothing else: the other steps stay.
+int run_incremental(const DiffOptions& options, const std::string& text) {
+  const bool relay = !options.without_relay;
+  auto before = cluster_of(text, options.before, {}, relay);
+  before.plan = make_plan(before.catalogs, before.topology, PlanOptions{.relay = relay});
+  auto after = before;
+  if (options.changes.added_replicas > 0) {
+    after = cluster_of(text, options.before, options.changes, relay);
+  } else {
+    drop_ranks(options.changes, after.catalogs);
+    after.bound = lower_bound(after.catalogs, after.topology, relay);
+  }
+  const auto start = Clock::now();
+  after.plan = replan(before.plan, before.catalogs, after.catalogs, after.topology);
+  const double replan_s = seconds_since(start);
+  static_cast<void>(prove(after.plan, after.catalogs, after.topology));
+  const auto was = outline_of(before);
+  const auto is = outline_of(after);
+  const auto changes = changes_between(was, is);
+  if (options.json) {
+    print(to_json(changes, was, is) + "\n");
+    return kDone;
+  }
+  print(to_text(changes, was, is));
+  print(fmt::format("planned again in {}: only what the change concerns, not balanced anew\n", time_text(replan_s)));
+  return kDone;
 }
 
 int run_diff(const DiffOptions& options) {
   if (options.after.empty() && options.changes.empty()) {
-    throw Error(Code::invalid_argument, "diff: give a second scenario, or changes by --set, --drop or --add-replica");
+    throw Error(Code::invalid_argument, "diff: give a second file, or changes by --set, --drop or --add-replica");
   }
-  const auto before = planned(options.before, {}, !options.without_relay);
+  const auto text = read_text_file(options.before);
+  if (options.after.empty() && options.changes.settings.empty() && is_scenario(text)) {
+    return run_incremental(options, text);
+  }
+  const auto before = outline_of(options.before, {}, !options.without_relay);
   const auto after =
-      planned(options.after.empty() ? options.before : options.after, options.changes, !options.without_relay);
+      outline_of(options.after.empty() ? options.before : options.after, options.changes, !options.without_relay);
   const auto changes = changes_between(before, after);
   print(options.json ? to_json(changes, before, after) + "\n" : to_text(changes, before, after));
   return kDone;
@@ -49,10 +106,11 @@ int run_diff(const DiffOptions& options) {
 
 void add_diff(CLI::App& app, Action& action) {
   auto options = std::make_shared<DiffOptions>();
-  auto& command = add_command(app, "diff", "Says what differs between the plans of two scenarios",
+  auto& command = add_command(app, "diff", "Says what differs between two plans, saved or of scenarios",
                               "weightcast diff old.json new.json\n"
+                              "  weightcast plan --steps scenario.json >plan.json; weightcast diff plan.json new.json\n"
                               "  weightcast diff scenario.json --drop trainer:17");
-  command.add_option("old", options->before, "a scenario")->required();
+  command.add_option("old", options->before, "a scenario, or a plan of `plan --steps`")->required();
   command.add_option("new", options->after, "another one; without it, the old one with the changes");
   add_changes(command, options->changes);
   add_no_relay(command, options->without_relay);

@@ -5,7 +5,6 @@
 
 #include <map>
 #include <memory>
-#include <tuple>
 
 #include "plugin/cli/catalogs.h"
 #include "plugin/cli/command.h"
@@ -48,27 +47,6 @@ std::string steps_of(const Plan& plan, const Catalogs& catalogs, const std::stri
   return text;
 }
 
-// Rates in GB/s that the command line gives; 0: not given.
-struct GivenRates {
-  double trainer_out = 0;
-  double server_in = 0;
-  double host = 0;
-};
-
-// The links of a scenario, unless the command line gives others. Ranks of catalogs are nodes of their own.
-Topology overridden(Topology topology, const Catalogs& catalogs, const GivenRates& given) {
-  std::uint32_t node = 0;
-  for (auto [links, ranks, gbs] : {std::tuple{&topology.trainers, catalogs.trainers.size(), given.trainer_out},
-                                   {&topology.servers, catalogs.servers.size(), given.server_in}}) {
-    while (links->size() < ranks) links->push_back({node++, 0, 0});
-    for (auto& link : *links) {
-      if (gbs > 0) link.nic_gbs = gbs;
-    }
-  }
-  if (given.host > 0) topology.host_gbs = given.host;
-  return topology;
-}
-
 }  // namespace
 
 void add_explain(CLI::App& app, Action& action) {
@@ -84,12 +62,7 @@ void add_explain(CLI::App& app, Action& action) {
                               "  weightcast explain --server-gbs 50 --trainer-gbs 50 *.catalog.json\n"
                               "  weightcast explain --tensor 'model.layers.0.*' *.catalog.json");
   add_plan_input(command, options->input);
-  const auto rate = [&](const char* flag, double& value, const char* what) {
-    command.add_option(flag, value, what)->check(CLI::PositiveNumber)->type_name("GB/s");
-  };
-  rate("--trainer-gbs", options->rates.trainer_out, "rate out of each trainer");
-  rate("--server-gbs", options->rates.server_in, "rate into each server");
-  rate("--host-gbs", options->rates.host, "rate of the one host that all ranks share");
+  add_rates(command, options->rates);
   auto* tensor =
       command.add_option("--tensor", options->tensor, "list the steps of tensors; * stands for any characters");
   command.add_flag("--json", options->json, "print the routing table as JSON")->excludes(tensor);

@@ -24,8 +24,9 @@ int run(int argc, char** argv) {
   app.require_subcommand(1);
   app.footer("Each command has --help with an example. Exit codes: 0 done, 1 it failed, 2 wrong usage");
   cli::Action action;
-  for (auto* add : {cli::add_bench, cli::add_catalogs, cli::add_config, cli::add_controller, cli::add_diff,
-                    cli::add_doctor, cli::add_explain, cli::add_keygen, cli::add_plan, cli::add_simulate}) {
+  for (auto* add :
+       {cli::add_bench, cli::add_bound, cli::add_catalogs, cli::add_config, cli::add_controller, cli::add_diff,
+        cli::add_doctor, cli::add_explain, cli::add_keygen, cli::add_plan, cli::add_simulate}) {
     add(app, action);
   }
   try {

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from command_line import path, weightcast
 
-COMMANDS = ("bench", "catalogs", "config", "diff", "explain", "keygen", "plan", "simulate")
+COMMANDS = ("bench", "bound", "catalogs", "config", "diff", "explain", "keygen", "plan", "simulate")
 
 
 def catalog(role, rank, entries, replica=0):

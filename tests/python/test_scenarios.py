@@ -144,6 +144,44 @@ def test_diff_of_a_scenario_with_itself_and_with_a_replica_more():
     assert len(weightcast("diff", SMALL, "--add-replica", "1").stdout.splitlines()) <= 24
 
 
+def test_a_saved_plan_is_compared_like_the_scenario_that_it_is_of(tmp_path):
+    saved = tmp_path / "plan.json"
+    saved.write_text(weightcast("plan", "--steps", SMALL).stdout)
+    assert json.loads(weightcast("diff", "--json", saved, SMALL).stdout)["pairs"]["changed"] == 0
+    slow = tmp_path / "slow.json"
+    slow.write_text(SMALL.read_text().replace('"nic_gbs": 50', '"nic_gbs": 25'))
+    text = weightcast("diff", saved, slow).stdout
+    assert "bound before: " in text and "gap " in text and len(text.splitlines()) <= 24
+    assert "is a saved plan" in weightcast("diff", saved, "--drop", "server:0", check=False).stderr
+    document = json.loads(saved.read_text())
+    document["pairs"][0]["content"] = "x"
+    saved.write_text(json.dumps(document))
+    result = weightcast("diff", saved, SMALL, check=False)
+    assert (result.returncode, result.stdout) == (2, "") and "/pairs/0/content: must be 16 hex digits" in result.stderr
+
+
+def test_a_rank_that_leaves_or_joins_changes_only_what_it_concerns():
+    file = SCENARIOS / "demo_4to4.json"
+    found = json.loads(weightcast("diff", "--json", file, "--drop", "server:3").stdout)
+    assert found["pairs"]["new"] == 0 and found["pairs"]["changed"] == 0 and found["pairs"]["gone"] > 0
+    text = weightcast("diff", file, "--add-replica", "1").stdout
+    assert "0 changed" in text and "0 gone" in text and "planned again in " in text
+    refused = weightcast("diff", file, "--drop", "trainer:1", check=False)
+    assert refused.returncode == 2 and "is lost, and nobody else holds" in refused.stderr
+
+
+def test_the_bound_is_given_with_relay_and_without():
+    file = SCENARIOS / "qwen3-235b_128to32.json"
+    found = json.loads(weightcast("bound", "--json", file).stdout)
+    assert found["without_relay"]["bound_s"] == pytest.approx(37_687_596_032 / 50e9)
+    assert found["bound_s"] == found["with_relay"]["bound_s"] == pytest.approx(0.591, abs=0.001)
+    assert json.loads(weightcast("bound", "--json", "--no-relay", file).stdout)["binding"] == "server 0 in, 37.69 GB"
+    text = weightcast("bound", file).stdout
+    assert "with relay " in text and "replicated tensors relayed" in text and "without relay " in text
+    half = json.loads(weightcast("bound", "--json", "--no-relay", "--server-gbs", "25", file).stdout)
+    assert half["bound_s"] == pytest.approx(2 * found["without_relay"]["bound_s"])
+
+
 def test_catalogs_of_a_scenario_make_its_plan(tmp_path):
     weightcast("catalogs", SMALL, tmp_path)
     files = sorted(tmp_path.glob("*.catalog.json"))
