@@ -162,8 +162,10 @@ def test_a_saved_plan_is_compared_like_the_scenario_that_it_is_of(tmp_path):
 
 def test_a_rank_that_leaves_or_joins_changes_only_what_it_concerns():
     file = SCENARIOS / "demo_4to4.json"
-    found = json.loads(weightcast("diff", "--json", file, "--drop", "server:3").stdout)
-    assert found["pairs"]["new"] == 0 and found["pairs"]["changed"] == 0 and found["pairs"]["gone"] > 0
+    found = json.loads(weightcast("diff", "--json", file, "--drop", "server:3", "--no-relay").stdout)
+    assert found["pairs"] == {"kept": 8, "changed": 0, "new": 0, "gone": 8}  # its replica of two goes as a whole
+    relayed = json.loads(weightcast("diff", "--json", file, "--drop", "server:3").stdout)
+    assert relayed["pairs"]["kept"] == 8 and relayed["pairs"]["new"] == 0  # what it passed on is put instead: changed
     text = weightcast("diff", file, "--add-replica", "1").stdout
     assert "0 changed" in text and "0 gone" in text and "planned again in " in text
     refused = weightcast("diff", file, "--drop", "trainer:1", check=False)
