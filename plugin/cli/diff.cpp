@@ -68,11 +68,11 @@ int run_incremental(const DiffOptions& options, const std::string& text) {
     after = cluster_of(text, options.before, options.changes, relay);
   } else {
     drop_ranks(options.changes, after.catalogs);
-    after.bound = lower_bound(after.catalogs, after.topology, relay);
   }
   const auto start = Clock::now();
   after.plan = replan(before.plan, before.catalogs, after.catalogs, after.topology);
   const double replan_s = seconds_since(start);
+  if (options.changes.added_replicas == 0) after.bound = lower_bound(after.catalogs, after.topology, relay);
   static_cast<void>(prove(after.plan, after.catalogs, after.topology));
   const auto was = outline_of(before);
   const auto is = outline_of(after);
