@@ -23,12 +23,12 @@ namespace {
 using Json = nlohmann::ordered_json;
 using Random = std::mt19937;
 
-std::int64_t pick(Random& random, std::int64_t least, std::int64_t most) {
+std::int64_t draw(Random& random, std::int64_t least, std::int64_t most) {
   return std::uniform_int_distribution<std::int64_t>(least, most)(random);
 }
 
 std::int64_t one_of(Random& random, const std::vector<std::int64_t>& values) {
-  return values[static_cast<std::size_t>(pick(random, 0, static_cast<std::int64_t>(values.size()) - 1))];
+  return values[static_cast<std::size_t>(draw(random, 0, static_cast<std::int64_t>(values.size()) - 1))];
 }
 
 std::int64_t divisor_of(Random& random, std::int64_t number) {
@@ -42,7 +42,7 @@ std::int64_t divisor_of(Random& random, std::int64_t number) {
 // So many layers on so many stages, at least one on each.
 std::vector<std::int64_t> stages(Random& random, std::int64_t layers, std::int64_t count) {
   std::vector<std::int64_t> result(static_cast<std::size_t>(count), 1);
-  for (auto left = layers - count; left > 0; --left) ++result[static_cast<std::size_t>(pick(random, 0, count - 1))];
+  for (auto left = layers - count; left > 0; --left) ++result[static_cast<std::size_t>(draw(random, 0, count - 1))];
   return result;
 }
 
@@ -50,24 +50,24 @@ Json hardware(Random& random, std::int64_t ranks) {
   const auto gpus = divisor_of(random, ranks);
   Json links = {{"nodes", ranks / gpus},
                 {"gpus_per_node", gpus},
-                {"nics_per_gpu", pick(random, 1, 2)},
+                {"nics_per_gpu", draw(random, 1, 2)},
                 {"nic_gbs", one_of(random, {12, 25, 50, 100})}};
-  if (pick(random, 0, 1) == 1) links["nvlink_gbs"] = 450;
+  if (draw(random, 0, 1) == 1) links["nvlink_gbs"] = 450;
   return links;
 }
 
 Json random_scene(Random& random) {
-  const bool is_mixture = pick(random, 0, 1) == 1;
-  const auto layers = pick(random, 3, 5);
+  const bool is_mixture = draw(random, 0, 1) == 1;
+  const auto layers = draw(random, 3, 5);
   Json model = {{"model_type", is_mixture ? "qwen3_moe" : "qwen3"},
                 {"hidden_size", 256},
                 {"num_hidden_layers", layers},
-                {"vocab_size", pick(random, 900, 1100)},
+                {"vocab_size", draw(random, 900, 1100)},
                 {"head_dim", 128},
                 {"num_attention_heads", 24},
                 {"num_key_value_heads", one_of(random, {1, 2, 3, 4, 6, 8, 12, 24})},
                 {"intermediate_size", 3072},
-                {"tie_word_embeddings", pick(random, 0, 1) == 1}};
+                {"tie_word_embeddings", draw(random, 0, 1) == 1}};
   if (is_mixture) model.update({{"num_experts", 12}, {"moe_intermediate_size", 6144}});
   const auto ep = [&](std::int64_t ranks) {
     return is_mixture ? one_of(random, {1, std::gcd(ranks, std::int64_t{12})}) : 1;
@@ -76,37 +76,37 @@ Json random_scene(Random& random) {
   const auto keys = model["num_key_value_heads"].get<std::int64_t>();
   auto trainer_tp = one_of(random, {1, 2, 3});
   if (keys % trainer_tp != 0 && trainer_tp % keys != 0) trainer_tp = 1;  // shards of trainers may not overlap
-  const auto pp = pick(random, 1, 3);
+  const auto pp = draw(random, 1, 3);
   Json layout = {{"pp", pp},
-                 {"dp", pick(random, 1, 2)},
-                 {"fsdp", pick(random, 1, 5)},
-                 {"cp", pick(random, 1, 2)},
+                 {"dp", draw(random, 1, 2)},
+                 {"fsdp", draw(random, 1, 5)},
+                 {"cp", draw(random, 1, 2)},
                  {"tp", trainer_tp},
                  {"layers_per_stage", stages(random, layers, pp)},
-                 {"shard_over_ep", pick(random, 0, 1) == 1}};
+                 {"shard_over_ep", draw(random, 0, 1) == 1}};
   layout["ep"] = is_mixture ? one_of(random, {1, 2, 3}) : 1;
   std::int64_t trainers = 1;
   for (const auto* axis : {"pp", "dp", "fsdp", "cp", "tp", "ep"}) trainers *= layout[axis].get<std::int64_t>();
 
   auto pools = Json::array();
-  for (auto count = pick(random, 1, 2); count > 0; --count) {
+  for (auto count = draw(random, 1, 2); count > 0; --count) {
     const auto tp = one_of(random, {1, 2, 3, 4, 6, 8, 12});
-    const auto dp = pick(random, 1, 2);
-    const auto server_pp = pick(random, 1, 2);
-    const auto replicas = pick(random, 1, 2);
+    const auto dp = draw(random, 1, 2);
+    const auto server_pp = draw(random, 1, 2);
+    const auto replicas = draw(random, 1, 2);
     pools.push_back({{"layout",
                       {{"replicas", replicas},
                        {"pp", server_pp},
                        {"dp", dp},
                        {"tp", tp},
                        {"ep", ep(dp * tp)},
-                       {"attention", pick(random, 0, 2) == 0 ? "replicated" : "split"},
+                       {"attention", draw(random, 0, 2) == 0 ? "replicated" : "split"},
                        {"layers_per_stage", stages(random, layers, server_pp)}}},
                      {"hardware", hardware(random, replicas * server_pp * dp * tp)}});
   }
   return {{"format", "weightcast.scenario/1"},
           {"model", model},
-          {"recipe", pick(random, 0, 3) == 0 ? "bf16" : "fp8_e4m3_128x128_fp32"},
+          {"recipe", draw(random, 0, 3) == 0 ? "bf16" : "fp8_e4m3_128x128_fp32"},
           {"trainers", {{"layout", layout}, {"hardware", hardware(random, trainers)}}},
           {"servers", pools}};
 }
@@ -124,7 +124,7 @@ TEST_CASE("a cluster of any layout is planned with relay and without, proved, an
     auto topology = topology_of(scenario);
     if (seed % 3 == 0) {  // some NICs are at half their rate
       for (auto* side : {&topology.trainers, &topology.servers}) {
-        for (auto& links : *side) links.nic_gbs /= static_cast<double>(pick(random, 1, 2));
+        for (auto& links : *side) links.nic_gbs /= static_cast<double>(draw(random, 1, 2));
       }
     }
     for (const bool relay : {false, true}) {
