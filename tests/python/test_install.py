@@ -5,7 +5,7 @@ import subprocess
 import command_line
 import pytest
 
-MEASUREMENTS = ["cast", "commit", "fabric", "pipeline", "put", "quant"]
+MEASUREMENTS = ["cast", "commit", "fabric", "pipeline", "plan", "put", "quant", "relay"]
 
 
 @pytest.fixture(scope="module")
