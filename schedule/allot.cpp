@@ -165,6 +165,7 @@ double Allotment::lay_receivers(const Topology& topology) {
     for (std::size_t frame = 0; frame < family.frames.size(); ++frame) {
       for (const auto& group : groups_[f][frame]) {
         std::vector<std::uint32_t> carriers;
+        carriers.reserve(group.size());
         for (const auto i : group) carriers.push_back(family.frames[frame].takers[i].server);
         servers = std::max<std::size_t>(servers, carriers.back() + std::size_t{1});
         line_of[frame].push_back(lines.with(std::move(carriers)));

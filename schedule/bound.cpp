@@ -192,6 +192,7 @@ class Bounding {
       }
     }
     std::vector<Load> loads;
+    loads.reserve(bytes_of_holders.size());
     for (auto& [holders, bytes] : bytes_of_holders) loads.push_back({bytes, holders});
     const auto shares = share(loads, rates);
     std::vector<std::uint64_t> out(trainers_);

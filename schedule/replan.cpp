@@ -213,9 +213,10 @@ class Replanning {
   // An heir needs the maxima that the lost one needed, unless it has been given them for a step of its own.
   void move_receiving(std::uint32_t lost, Estate& estate, Exchanges& exchanges) {
     Exchanges added;
-    for (auto& [pair, runs] : exchanges) {
+    for (auto& exchange : exchanges) {
+      const auto& pair = exchange.first;
       if (pair.second != lost) continue;
-      for (const auto& run : std::exchange(runs, {})) {
+      for (const auto& run : std::exchange(exchange.second, {})) {
         const auto& box = box_of(pair.first, run.from_column);
         divide(estate.of(run.to_column), run.first, run.count, [&](auto first, auto end, const Stretch& heir) {
           for (const auto& [from, to] : not_given(exchanges, heir, run.blocks, box, first, end)) {
