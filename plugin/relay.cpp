@@ -148,11 +148,13 @@ bool Relay::take(std::size_t& job) {
 
 RelayResult Relay::run() {
   const std::scoped_lock running(running_);
+  fabric_->set_active(true);
   std::size_t job = 0;
   while (take(job)) pass_on(jobs_[job]);
   if (!stopped()) await_signals();
   RelayResult result;
   result.cut_off = drain();
+  fabric_->set_active(false);
   const std::scoped_lock lock(mutex_);
   stopped_ = true;
   result.status = failure_;
