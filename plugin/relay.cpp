@@ -148,6 +148,7 @@ bool Relay::take(std::size_t& job) {
 
 RelayResult Relay::run() {
   const std::scoped_lock running(running_);
+  if (fabric_ == nullptr) return {Status(Code::aborted, "there is no table any more"), false};
   fabric_->set_active(true);
   std::size_t job = 0;
   while (take(job)) pass_on(jobs_[job]);
