@@ -15,9 +15,6 @@ namespace weightcast {
 namespace {
 
 constexpr std::size_t kMostSlots = 3;
-// Blocks that store. Each has 16 KiB on the way, so that all have 2 MiB: more than a link of 450 GB/s holds at a
-// latency of microseconds. On an H200 they are one of up to eight in every multiprocessor: casts go on beside them.
-constexpr unsigned kStoringBlocks = 128;
 constexpr std::uint64_t kSlotAlignment = 256;  // of a matrix in its slot: the kernels' fast path wants 16
 
 std::uint64_t aligned(std::uint64_t bytes) { return (bytes + kSlotAlignment - 1) / kSlotAlignment * kSlotAlignment; }
@@ -211,43 +208,11 @@ void GpuSender::finish_batch(Batch batch, bool as_it_is, Recipe recipe, std::siz
     batch.cast.emplace(recipe, casts);
   }
   GpuRuns parted = part_runs(runs, [this](const GpuRun& run) { return mapped_target(run) != nullptr; });
+  batch.stores = stores_of(parted.stored, [this](const GpuRun& run) {
+    return pipeline_.fabric_.memory(run.from_region).address + run.from;
+  });
   batch.puts = std::move(parted.put);
-  std::vector<GpuCopyJob> stores;
-  stores.reserve(parted.stored.size());
-  for (const GpuRun& run : parted.stored) {
-    stores.push_back(store_of(run, pipeline_.fabric_.memory(run.from_region).address + run.from));
-  }
-  if (!stores.empty()) batch.stores.emplace(stores);
   batches_.push_back(std::move(batch));
-}
-
-// The servers whose memory, or some of it, is mapped into this process.
-void GpuSender::find_stored_to() {
-  stored_to_.clear();
-  const auto add = [this](const Pipeline::Target& target) {
-    const bool is_known = std::find(stored_to_.begin(), stored_to_.end(), target.server) != stored_to_.end();
-    if (is_known || stored_to_.size() == GpuCopy::kGroups) return;
-    if (pipeline_.fabric_.mapped(target.peer, target.region).kind == MemoryKind::cuda) {
-      stored_to_.push_back(target.server);
-    }
-  };
-  for (const Pipeline::StepJob& job : pipeline_.jobs_) std::for_each(job.targets.begin(), job.targets.end(), add);
-  for (const Pipeline::ScaleJob& job : pipeline_.scale_jobs_) {
-    std::for_each(job.targets.begin(), job.targets.end(), add);
-  }
-}
-
-std::byte* GpuSender::mapped_target(const GpuRun& run) const {
-  if (std::find(stored_to_.begin(), stored_to_.end(), run.server) == stored_to_.end()) return nullptr;
-  const MemorySpan there = pipeline_.fabric_.mapped(run.peer, run.to_region);
-  const bool holds = there.kind == MemoryKind::cuda && run.to <= there.bytes && run.bytes <= there.bytes - run.to;
-  return holds ? there.address + run.to : nullptr;
-}
-
-// Where mapped_target() is not nullptr.
-GpuCopyJob GpuSender::store_of(const GpuRun& run, const std::byte* from) const {
-  const auto group = std::find(stored_to_.begin(), stored_to_.end(), run.server) - stored_to_.begin();
-  return {from, mapped_target(run), run.bytes, static_cast<std::uint32_t>(group)};
 }
 
 GpuCastJob GpuSender::cast_job(const Part& part, std::size_t slot, std::uint32_t number) const {
@@ -351,23 +316,6 @@ const CudaStream& GpuSender::enqueue(std::size_t batch, std::size_t slot, const 
   cast_ended_[slot].delay(storing_);
   store(*work.stores, storing_);
   return storing_;
-}
-
-// Once launched it runs to its end, for servers too that are dropped meanwhile: as puts do that were posted.
-void GpuSender::store(const GpuCopy& stores, const CudaStream& stream) {
-  std::uint64_t left_out = 0;
-  for (std::size_t group = 0; group < stored_to_.size(); ++group) {
-    const Pipeline::ServerLink& link = *pipeline_.servers_[stored_to_[group]];
-    if (link.dropped || link.failed) left_out |= std::uint64_t{1} << group;
-  }
-  if (!pipeline_.fabric_.lease_holds()) {
-    pipeline_.fail(Status(Code::refused, fmt::format("{}, version {}: stores to servers' GPUs not made: the lease has "
-                                                     "run out, the controller has not been heard in time",
-                                                     name_of(pipeline_.catalog_), pipeline_.version_)));
-    return;
-  }
-  stores.launch(stream, kStoringBlocks, left_out);
-  stored_.record(stream);
 }
 
 void GpuSender::deliver(std::size_t batch, std::size_t slot) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -72,7 +73,8 @@ class GpuSender final : private GpuRing::Work {
   void put(const std::vector<GpuRun>& runs, Tally& tally);
   // The run's target in this process's view of the server's GPU; nullptr: there is none.
   [[nodiscard]] std::byte* mapped_target(const GpuRun& run) const;
-  [[nodiscard]] GpuCopyJob store_of(const GpuRun& run, const std::byte* from) const;
+  [[nodiscard]] std::optional<GpuCopy> stores_of(const std::vector<GpuRun>& runs,
+                                                 const std::function<const std::byte*(const GpuRun&)>& source) const;
   void store(const GpuCopy& stores, const CudaStream& stream);
 
   void find_stored_to();
@@ -81,7 +83,6 @@ class GpuSender final : private GpuRing::Work {
   void finish_batch(Batch batch, bool as_it_is, Recipe recipe, std::size_t slot);
   [[nodiscard]] GpuCastJob cast_job(const Part& part, std::size_t slot, std::uint32_t number) const;
   void lay_out_scales();
-  void lay_out_scale_stores(const std::vector<GpuRun>& rows);
   void lay_out_gathering(std::vector<GpuRun> rows);
   void lay_out_measuring();
   void run(std::size_t first, std::size_t end);

@@ -39,17 +39,8 @@ void GpuSender::lay_out_scales() {
   scale_digest_.emplace(digests);
   scale_findings_ = std::make_unique<GpuFindings>(static_cast<std::uint32_t>(digests.size()));
   GpuRuns parted = part_runs(rows, [this](const GpuRun& row) { return mapped_target(row) != nullptr; });
-  lay_out_scale_stores(parted.stored);
+  scale_stores_ = stores_of(parted.stored, [this](const GpuRun& row) { return scales_.get() + row.from; });
   lay_out_gathering(std::move(parted.put));
-}
-
-// Straight from the grids to where servers keep them.
-void GpuSender::lay_out_scale_stores(const std::vector<GpuRun>& rows) {
-  std::vector<GpuCopyJob> stores;
-  stores.reserve(rows.size());
-  for (const GpuRun& row : rows) stores.push_back(store_of(row, scales_.get() + row.from));
-  scale_stores_.reset();
-  if (!stores.empty()) scale_stores_.emplace(stores);
 }
 
 // Neighbouring tensors' scales are neighbours on servers: gathered in the order of their memory, they are few runs.

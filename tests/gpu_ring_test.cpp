@@ -153,6 +153,7 @@ TEST_CASE("what a kernel stores into a peer's memory is there when a signal afte
   copy_async(source.get(), host.get(), host.bytes(), stream);
   // Rows of 768 bytes and runs of many tiles, in the two halves of the region, a group each.
   std::vector<GpuCopyJob> jobs;
+  jobs.reserve(kRegionBytes / 2 / 768 + 9);
   for (std::uint64_t at = 0; at < kRegionBytes / 2; at += 768) {
     const std::uint64_t bytes = std::min<std::uint64_t>(768, kRegionBytes / 2 - at);
     jobs.push_back({source.get() + at, there.address + at, bytes, 0});

@@ -20,7 +20,8 @@ std::vector<GpuRun> joined(const std::vector<GpuRun>& pieces, std::uint64_t most
 
 std::vector<std::uint64_t> bytes_of(const std::vector<GpuRun>& runs) {
   std::vector<std::uint64_t> bytes;
-  for (const GpuRun& it : runs) bytes.push_back(it.bytes);  // NOLINT(performance-inefficient-vector-operation)
+  bytes.reserve(runs.size());
+  for (const GpuRun& it : runs) bytes.push_back(it.bytes);
   return bytes;
 }
 
