@@ -21,6 +21,7 @@ from sglang.srt.configs.device_config import DeviceConfig
 from sglang.srt.configs.load_config import LoadConfig
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.distributed import parallel_state
+from sglang.srt.distributed.device_communicators.pynccl import PyNcclCommunicator
 from sglang.srt.managers.io_struct import BeginWeightUpdateReqInput, EndWeightUpdateReqInput, UpdateWeightsFromTensorReqInput
 from sglang.srt.managers.scheduler_components.weight_updater import SchedulerWeightUpdaterManager
 from sglang.srt.model_executor.model_runner_components.remote_instance_weight_transporter import RemoteInstanceWeightTransporter
@@ -69,8 +70,14 @@ def differing(model: torch.nn.Module, other: torch.nn.Module) -> list[str]:
     return [name for name, tensor in model.named_parameters() if not torch.equal(tensor.view(torch.uint8), theirs[name].view(torch.uint8))]
 
 
+def without_gpu(communicator: PyNcclCommunicator, *_: object, **__: object) -> None:
+    """NCCL has no device to bind to; gloo carries what loading needs."""
+    communicator.available, communicator.disabled = False, True
+
+
 def main() -> None:
     rank, ranks, store, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+    PyNcclCommunicator.__init__ = without_gpu
     load_plugins()
     arguments = ServerArgs(model_path=f"{folder}/a", device="cpu", tp_size=ranks, dtype="bfloat16", skip_tokenizer_init=True,
                            custom_weight_loader=[LOADER], attention_backend="torch_native")  # fmt: skip

@@ -84,11 +84,10 @@ def test_recompute_gives_every_later_token_the_new_weights_alone(world: World) -
 
 def test_abort_ends_what_is_in_flight_with_tokens_of_the_old_weights(world: World) -> None:
     old = world.letter
-    with under_load(world, clients=2, tokens=400) as load:
+    with under_load(world, clients=2, tokens=300) as load:
         in_flight = [request for request in load.requests if not request.finish]
-        world.update(kv="abort")
-        time.sleep(0.5)
         load.stop_when_idle()
+        world.update(kv="abort")
     assert [request.finish for request in in_flight] == ["abort"] * len(in_flight) != []
     assert world.wrong_tokens([(request, [(old, 0)], "keep") for request in in_flight if request.tokens])[0] == []
     after = complete(world.server.url, PROMPT, 8)
