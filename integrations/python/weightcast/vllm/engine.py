@@ -126,6 +126,11 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
     def shutdown(self) -> None:
         """vLLM also calls this to let a trainer go; the rank stays joined until the worker ends."""
 
+    @staticmethod
+    def trainer_send_weights(iterator: Any, trainer_args: Any) -> None:
+        """Abstract in vLLM up to 0.26, whose trainers send by it; ours push."""
+        raise NotImplementedError("a trainer pushes with weightcast.Trainer, see integrations/VLLM.md")
+
     # ---- what they do ----
 
     def _start(self) -> None:
