@@ -181,13 +181,18 @@ def _check_covered(name: str, target: Target, trace: Trace, copies: list[Copy]) 
     if name in trace.faults:
         raise NotServable(f"parameter {name!r}: {trace.faults[name]}; weightcast cannot describe it, so this model cannot "
                           "be updated in place: load it with the engine's own reload instead")  # fmt: skip
-    if not copies and target.optional:
+    if not copies and (target.optional or _is_dropped_scalar(target)):
         return
     if twice := overlap(copies):
         raise NotServable(f"parameter {name!r}: {twice[0]!r} and {twice[1]!r} are both loaded into the same elements")
     if (missing := uncovered(copies, target.loaded.numel()) - target.padding) > 0:
         raise NotServable(f"parameter {name!r}: no tensor of the checkpoint fills {missing} of its {target.loaded.numel()} "
                           "elements; check that the checkpoint belongs to the model the engine runs")  # fmt: skip
+
+
+def _is_dropped_scalar(target: Target) -> bool:
+    """What an engine holds only while it loads, such as the scales of a KV cache in the rare checkpoints that have some."""
+    return target.live is None and target.loaded.numel() == 1
 
 
 def _place_of(name: str, target: Target, copies: list[Copy]) -> _Place:
