@@ -15,7 +15,7 @@ namespace {
 
 using CborJson = nlohmann::json;
 
-constexpr std::string_view kTrainerFormat = "weightcast.trainer_table/1";
+constexpr std::string_view kTrainerFormat = "weightcast.trainer_table/2";
 constexpr std::string_view kServerFormat = "weightcast.server_table/1";
 constexpr int kMostDepth = 6;
 constexpr std::int64_t kMaxExtent = std::int64_t{1} << 60;
@@ -43,7 +43,9 @@ CborJson json_of(const std::vector<AmaxMessage>& messages, std::uint32_t AmaxMes
   CborJson json = CborJson::array();
   for (const auto& message : messages) {
     CborJson parts = CborJson::array();
-    for (const auto& part : message.parts) parts.push_back({part.from_entry, part.to_entry, json_of(part.blocks)});
+    for (const auto& part : message.parts) {
+      parts.push_back({part.from_entry, part.to_entry, static_cast<unsigned>(part.recipe), json_of(part.blocks)});
+    }
     json.push_back({message.*peer, std::move(parts)});
   }
   return json;
@@ -102,6 +104,18 @@ class TableReader {
     if (own_.entries.empty()) fail("it names an entry, the catalog has none");
     return static_cast<std::uint32_t>(integer(json, own_.entries.size() - 1));
   }
+  Recipe recipe(const CborJson& json) const {
+    const auto number = integer(json, UINT8_MAX);
+    if (number >= kRecipeCount || !is_planned(static_cast<Recipe>(number))) {
+      fail("a recipe that this version does not know");
+    }
+    return static_cast<Recipe>(number);
+  }
+  Recipe recipe_with_scales(const CborJson& json) const {
+    const Recipe known = recipe(json);
+    if (!has_scales(known)) fail(fmt::format("scales or maxima of {}, which has none", to_string(known)));
+    return known;
+  }
   std::uint32_t peer_entry(const CborJson& json) const {
     return static_cast<std::uint32_t>(integer(json, kMaxEntries));
   }
@@ -158,9 +172,7 @@ TrainerStep read_step(const TableReader& reader, const CborJson& json, std::uint
   TrainerStep step;
   step.entry = reader.own_entry(json[0]);
   const auto& entry = reader.own().entries[step.entry];
-  step.recipe = static_cast<Recipe>(reader.integer(json[1], UINT8_MAX));
-  if (element_bytes(step.recipe) == 0 || !is_planned(step.recipe))
-    reader.fail("a recipe that this version does not know");
+  step.recipe = reader.recipe(json[1]);
   step.frame = reader.box_within(json[3], whole(entry.shape));
   step.box = reader.box_within(json[2], entry.box);
   if (!contains(step.frame, step.box)) reader.fail("a step's box is not inside its frame");
@@ -175,14 +187,15 @@ TrainerStep read_step(const TableReader& reader, const CborJson& json, std::uint
 }
 
 TrainerScaleStep read_scale_step(const TableReader& reader, const CborJson& json) {
-  reader.tuple(json, 4);
+  reader.tuple(json, 5);
   TrainerScaleStep step;
   step.entry = reader.own_entry(json[0]);
+  step.recipe = reader.recipe_with_scales(json[1]);
   const auto& entry = reader.own().entries[step.entry];
-  step.frame = reader.box_within(json[2], whole(block_grid(entry.shape)));
-  step.blocks = reader.box_within(json[1], blocks_touched(entry.box));
+  step.frame = reader.box_within(json[3], whole(block_grid(entry.shape, step.recipe)));
+  step.blocks = reader.box_within(json[2], blocks_touched(entry.box, step.recipe));
   if (!contains(step.frame, step.blocks)) reader.fail("the blocks of a scale step are not inside its frame");
-  step.targets = reader.targets(json[3], step.frame, element_bytes(Recipe::fp32));
+  step.targets = reader.targets(json[4], step.frame, scale_bytes(step.recipe));
   return step;
 }
 
@@ -195,12 +208,13 @@ std::vector<AmaxMessage> read_messages(const TableReader& reader, const CborJson
     const auto peer = reader.rank(item[0]);
     AmaxMessage message{outgoing ? own_rank : peer, outgoing ? peer : own_rank, {}};
     reader.each(item[1], [&](const CborJson& part_json) {
-      reader.tuple(part_json, 3);
+      reader.tuple(part_json, 4);
       AmaxPart part;
       part.from_entry = outgoing ? reader.own_entry(part_json[0]) : reader.peer_entry(part_json[0]);
       part.to_entry = outgoing ? reader.peer_entry(part_json[1]) : reader.own_entry(part_json[1]);
       const auto& entry = reader.own().entries[outgoing ? part.from_entry : part.to_entry];
-      part.blocks = reader.box_within(part_json[2], blocks_touched(entry.box));
+      part.recipe = reader.recipe_with_scales(part_json[2]);
+      part.blocks = reader.box_within(part_json[3], blocks_touched(entry.box, part.recipe));
       message.parts.push_back(part);
     });
     messages.push_back(std::move(message));
@@ -218,8 +232,8 @@ std::vector<std::uint8_t> encode(const TrainerTable& table) {
   }
   CborJson scale_steps = CborJson::array();
   for (const auto& step : table.scale_steps) {
-    scale_steps.push_back(
-        {step.entry, json_of(step.blocks), json_of(step.frame), json_of(step.targets, step.frame.axes)});
+    scale_steps.push_back({step.entry, static_cast<unsigned>(step.recipe), json_of(step.blocks), json_of(step.frame),
+                           json_of(step.targets, step.frame.axes)});
   }
   const CborJson document = {{"format", kTrainerFormat},
                              {"trainer", table.trainer},
@@ -272,7 +286,7 @@ ServerTable decode_server_table(const std::vector<std::uint8_t>& bytes, const Ca
       const auto index = reader.own_entry(item[0]);
       const auto& entry = own.entries[index];
       sender.pieces.push_back({index, reader.box_within(item[1], entry.box)});
-      bytes_of_pieces += static_cast<std::uint64_t>(elements(sender.pieces.back().box)) * element_bytes(entry.recipe);
+      bytes_of_pieces += static_cast<std::uint64_t>(elements(sender.pieces.back().box)) * stored_bytes(entry);
     });
     if (bytes_of_pieces != sender.bytes) reader.fail("a sender's bytes are not those of its pieces");
     if (!table.senders.empty() && table.senders.back().trainer >= sender.trainer) {
