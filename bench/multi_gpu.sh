@@ -54,9 +54,10 @@ if ((gpus == 0)); then
   skip "put between GPUs, pipeline" "no GPU: puts in host memory in their place"
   run fabric 120 "$program" bench fabric --json "$parts/fabric.json"
   run relay 60 "$program" bench relay --host --total-mib 256 --chunk-mib 4 --rounds 5 --json "$parts/relay.json"
-  for layout in ep tp; do
+  for layout in ep tp replicas; do
     run "update_$layout" 120 "$python" bench/multi_gpu/update.py --gb 0.2 --layout $layout --json "$parts/update_$layout.json"
   done
+  run update_relay 120 "$python" bench/multi_gpu/update.py --gb 0.2 --layout replicas --relay --json "$parts/update_relay.json"
 else
   last=$((gpus - 1))
   for source in $(seq 0 $last); do
@@ -73,6 +74,11 @@ else
   for layout in ep tp; do
     run "update_$layout" 120 "$python" bench/multi_gpu/update.py --trainers $trainers --servers $servers --gb 16 \
       --layout $layout --json "$parts/update_$layout.json"
+  done
+  # One trainer, two replicas: put to both, or passed on by each to the other as the plan says.
+  for way in replicas relay; do
+    run "update_$way" 120 "$python" bench/multi_gpu/update.py --trainers 0 --servers "$last" "$second" --gb 8 \
+      --layout replicas $([ $way = relay ] && echo --relay) --json "$parts/update_$way.json"
   done
   run update_most 180 "$python" bench/multi_gpu/update.py --trainers $trainers --servers $servers --gb $most_gb \
     --versions 3 --json "$parts/update_most.json"

@@ -160,7 +160,7 @@ class Sender final : public GpuRing::Work {
     throw_if_failed(tallies_[slot].wait(deadline_, "the puts of a slot"));
     return true;
   }
-  void enqueue(std::size_t batch, std::size_t slot, const CudaStream& stream) override {
+  const CudaStream& enqueue(std::size_t batch, std::size_t slot, const CudaStream& stream) override {
     if (host_ != nullptr) {
       if (trace_ != nullptr) marks_[4 * batch].record(copies_);
       copy_in(batch, slot);
@@ -171,6 +171,7 @@ class Sender final : public GpuRing::Work {
     if (trace_ != nullptr) marks_[4 * batch + 2].record(stream);
     casts_[batch].launch(stream, 1, findings_, multiprocessors_);
     if (trace_ != nullptr) marks_[4 * batch + 3].record(stream);
+    return stream;
   }
   void deliver(std::size_t batch, std::size_t slot) override {
     if (trace_ != nullptr) trace_->puts.push_back({batch, seconds_since(start_), -1});

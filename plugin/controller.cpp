@@ -2,7 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <mutex>
+#include <optional>
+#include <string_view>
 #include <thread>
 #include <utility>
 
@@ -11,6 +14,8 @@
 #include "plugin/serial_worker.h"
 #include "schedule/planner.h"
 #include "schedule/proof.h"
+#include "schedule/replan.h"
+#include "schedule/server_tables.h"
 #include "transport/base/log.h"
 #include "transport/base/mailbox.h"
 
@@ -19,35 +24,86 @@ namespace {
 
 constexpr Milliseconds kTurn{20};
 
-// Plans, proves and encodes: everything between catalogs and tables.
-PlanMade answer_to(const MakePlan& request, const Config& config) {
-  PlanMade answer;
-  answer.generation = request.generation;
-  try {
-    const auto start = Clock::now();
-    const Plan plan = make_plan(
-        request.catalogs, {.chunk_bytes = config.performance.chunk_bytes, .unused_tensors = config.unused_tensors});
-    const double planned_s = seconds_since(start);
-    const Proof proof = prove(plan, request.catalogs);
-    log_info("plan {}: {} steps, {} bytes, planned in {:.3f} s, proved in {:.3f} s", request.generation,
-             plan.steps.size(), proof.destination_bytes, planned_s, seconds_since(start) - planned_s);
-    answer.server_bytes = plan.server_bytes;
-    for (const Catalog& catalog : request.catalogs.trainers) {
-      answer.tables[{Role::trainer, catalog.rank}] = encode(trainer_table(plan, request.catalogs, catalog.rank));
+// Everything between catalogs and tables: plans, proves, encodes. Of one thread.
+class Planning {
+ public:
+  explicit Planning(const Config& config) : config_(config) {}
+
+  PlanMade answer_to(const MakePlan& request) {
+    PlanMade answer;
+    answer.generation = request.generation;
+    try {
+      const auto start = Clock::now();
+      const auto [plan, how] = plan_for(request);
+      const double planned_s = seconds_since(start);
+      const Proof proof = prove(plan, request.catalogs, request.topology);
+      log_info("plan {}: {} steps, {} bytes, {} in {:.3f} s, proved in {:.3f} s", request.generation, plan.steps.size(),
+               proof.destination_bytes, how, planned_s, seconds_since(start) - planned_s);
+      answer.server_bytes = plan.server_bytes;
+      for (const Catalog& catalog : request.catalogs.trainers) {
+        answer.tables[{Role::trainer, catalog.rank}] = encode(trainer_table(plan, request.catalogs, catalog.rank));
+      }
+      const ServerTables server_tables(plan, request.catalogs);
+      for (const Catalog& catalog : request.catalogs.servers) {
+        answer.tables[{Role::server, catalog.rank}] = encode(server_tables.of(catalog.rank));
+      }
+      answer.feeds = server_tables.feeds();
+    } catch (const Error& error) {
+      answer.status = error.status();
     }
-    for (const Catalog& catalog : request.catalogs.servers) {
-      answer.tables[{Role::server, catalog.rank}] = encode(server_table(plan, request.catalogs, catalog.rank));
-    }
-  } catch (const Error& error) {
-    answer.status = error.status();
+    return answer;
   }
-  return answer;
-}
+
+ private:
+  // Of the first time when no rank was absent: what later plans are made from, so that no change outlives its cause.
+  struct Whole {
+    Catalogs catalogs;
+    Topology topology;
+    Plan plan;
+  };
+
+  std::pair<Plan, std::string_view> plan_for(const MakePlan& request) {
+    if (whole_ && has_links_of_whole(request)) {
+      try {
+        return {replan(whole_->plan, whole_->catalogs, request.catalogs, request.topology), "changed"};
+      } catch (const Error&) {  // a rank has come back with other entries, or nobody else holds what a lost one did
+      }
+    }
+    Plan plan = make_plan(request.catalogs, request.topology,
+                          {.chunk_bytes = config_.performance.chunk_bytes,
+                           .unused_tensors = config_.unused_tensors,
+                           .relay = config_.performance.relay});
+    const auto is_there = [](const Catalog& catalog) { return !catalog.entries.empty(); };
+    const auto& [trainers, servers] = request.catalogs;
+    if (std::all_of(trainers.begin(), trainers.end(), is_there) &&
+        std::all_of(servers.begin(), servers.end(), is_there)) {
+      whole_ = Whole{request.catalogs, request.topology, plan};
+    }
+    return {std::move(plan), "made"};
+  }
+
+  [[nodiscard]] bool has_links_of_whole(const MakePlan& request) const {
+    const auto alike = [](const std::vector<RankLinks>& now, const std::vector<RankLinks>& before,
+                          const std::vector<Catalog>& catalogs) {
+      if (now.size() != before.size()) return false;
+      for (std::size_t rank = 0; rank < now.size(); ++rank) {
+        if (!catalogs[rank].entries.empty() && now[rank] != before[rank]) return false;
+      }
+      return true;
+    };
+    return alike(request.topology.trainers, whole_->topology.trainers, request.catalogs.trainers) &&
+           alike(request.topology.servers, whole_->topology.servers, request.catalogs.servers);
+  }
+
+  const Config config_;
+  std::optional<Whole> whole_;
+};
 
 }  // namespace
 
 struct Controller::State {
-  explicit State(const Config& config) : config(config), core(config, new_incarnation(), Clock::now()), plans(kPlans) {
+  explicit State(const Config& config)
+      : config(config), core(config, new_incarnation(), Clock::now()), plans(kPlans), planning(config) {
     // The socket belongs to the loop's thread, its failure to the caller.
     std::mutex mutex;
     std::condition_variable opened;
@@ -111,7 +167,7 @@ struct Controller::State {
         if (!server.send(frame->connection, bytes)) log_debug("a member does not take messages");
       } else if (auto* request = std::get_if<MakePlan>(&action)) {
         worker.submit([this, order = std::move(*request)] {
-          if (!plans.post(answer_to(order, config))) log_error("the controller's queue of plans is full");
+          if (!plans.post(planning.answer_to(order))) log_error("the controller's queue of plans is full");
         });
       } else if (const auto* note = std::get_if<Note>(&action)) {
         log_at(note->warning ? LogLevel::warning : LogLevel::info, "controller: {}", note->text);
@@ -126,6 +182,7 @@ struct Controller::State {
   Mailbox<PlanMade> plans;
   mutable std::mutex status_mutex;
   std::string status_text = "{}";  // guarded by status_mutex
+  Planning planning;               // of the worker's thread
   SerialWorker worker;
   std::jthread thread;
 };

@@ -18,8 +18,6 @@ Party party_of(Role role) { return role == Role::trainer ? Party::trainer : Part
 
 }  // namespace
 
-std::string to_string(const RankKey& key) { return fmt::format("{} {}", to_string(key.role), key.rank); }
-
 std::string_view to_string(ClusterState state) noexcept {
   switch (state) {
     case ClusterState::gathering: return "gathering";
@@ -120,7 +118,7 @@ void ControllerCore::on_join(const std::string& connection, const Join& join) {
     actions_.push_back(SendFrame{connection, Refused{Code::refused, *reason}});
     return;
   }
-  if (key.role == Role::trainer) quiet_.insert(join.incarnation);  // a join says that nothing is in flight
+  quiet_.insert(join.incarnation);  // a join says that nothing is in flight
   if (const auto known = members_.find(key); known != members_.end()) {
     if (known->second.join.incarnation != join.incarnation) {
       pending_[key] = {connection, join, now_};  // until the one that holds the rank is heard of, or counted dead
@@ -214,16 +212,18 @@ void ControllerCore::lose(RankKey key, const std::string& why, bool could_still_
   note(why != kLeft, "{} is out: {}", name_of(gone.catalog), why);
   membership_changed_ = membership_changed_ || gone.active || gone.card;
   if (in_update() && gone.active) {
+    const bool done = gone.quiesced || (key.role == Role::trainer ? gone.sent : gone.ready || !passes_on(key));
+    if (!done && could_still_write && update_->gone) quiet_.erase(gone.join.incarnation);
     if (key.role == Role::server) {
       if (!gone.committed && update_->replicas.contains(gone.catalog.replica)) {
         drop_replica(gone.catalog.replica, key.rank, fmt::format("server {} is out: {}", key.rank, why));
       }
-    } else if (!gone.sent && !gone.quiesced) {
-      if (could_still_write && update_->gone) quiet_.erase(gone.join.incarnation);
+    } else if (!done) {
       abort_update(Code::unreachable, fmt::format("trainer {} is out: {}; version {} is given up, servers keep what "
                                                   "they have committed",
                                                   key.rank, why, update_->version));
     }
+    if (in_update()) check_quiesced();
     if (in_update()) check_progress();
   }
   if (state_ == ClusterState::connecting && gone.active) {
@@ -314,10 +314,20 @@ void ControllerCore::consider_plan() {
   MakePlan request;
   request.generation = generation_;
   const auto& expected = config_.controller;
-  const auto fill = [&](Role role, std::uint32_t count, std::vector<Catalog>& into) {
+  bool links_known = true;
+  const auto fill = [&](Role role, std::uint32_t count, std::vector<Catalog>& into, std::vector<RankLinks>& links) {
     for (std::uint32_t rank = 0; rank < count; ++rank) {
       const auto it = members_.find({role, rank});
-      if (it != members_.end() && it->second.active) {
+      const bool is_active = it != members_.end() && it->second.active;
+      // Whoever is absent carries nothing, at whatever rate.
+      links.push_back({UINT32_MAX, 1, 0});
+      if (is_active) {
+        const Join& join = it->second.join;
+        links.back() = {nodes_.try_emplace(join.node, static_cast<std::uint32_t>(nodes_.size())).first->second,
+                        static_cast<double>(join.nic_mbs) / 1e3, static_cast<double>(join.nvlink_mbs) / 1e3};
+        links_known = links_known && join.nic_mbs > 0;
+      }
+      if (is_active) {
         into.push_back(it->second.catalog);
       } else {
         Catalog absent;
@@ -327,8 +337,10 @@ void ControllerCore::consider_plan() {
       }
     }
   };
-  fill(Role::trainer, expected.trainers, request.catalogs.trainers);
-  fill(Role::server, expected.replicas * expected.servers_per_replica, request.catalogs.servers);
+  fill(Role::trainer, expected.trainers, request.catalogs.trainers, request.topology.trainers);
+  fill(Role::server, expected.replicas * expected.servers_per_replica, request.catalogs.servers,
+       request.topology.servers);
+  if (!links_known) request.topology = {};
   actions_.push_back(std::move(request));
 }
 
@@ -370,6 +382,14 @@ void ControllerCore::roll_forward() {
   }
 }
 
+bool ControllerCore::passes_on(const RankKey& key) const {
+  return key.role == Role::server && feeds_.contains(key.rank);
+}
+
+bool ControllerCore::feeds(const RankKey& from, const RankKey& to) const {
+  return passes_on(from) && to.role == Role::server && feeds_.at(from.rank).contains(to.rank);
+}
+
 void ControllerCore::on_plan(const PlanMade& plan) {
   if (plan.generation != generation_ || state_ != ClusterState::planning) return;
   if (!plan.status.ok()) {
@@ -381,6 +401,7 @@ void ControllerCore::on_plan(const PlanMade& plan) {
     return;
   }
   server_bytes_ = plan.server_bytes;
+  feeds_ = plan.feeds;
   state_ = ClusterState::connecting;
   connect_began_ = now_;
   for (auto& [key, member] : members_) {
@@ -388,10 +409,11 @@ void ControllerCore::on_plan(const PlanMade& plan) {
     TableOffer offer;
     offer.generation = generation_;
     offer.table = plan.tables.at(key);
-    const bool puts = key.role == Role::trainer;
-    if (!puts) offer.quiet.assign(quiet_.begin(), quiet_.end());
+    if (key.role == Role::server) offer.quiet.assign(quiet_.begin(), quiet_.end());
     for (const auto& [peer_key, peer] : members_) {
-      if (!peer.active || peer_key == key || (!puts && peer_key.role == Role::server)) continue;
+      if (!peer.active || peer_key == key) continue;
+      const bool puts = key.role == Role::trainer || feeds(key, peer_key);
+      if (!puts && peer_key.role == Role::server && !feeds(peer_key, key)) continue;
       const CardOffer card = puts ? *peer.card : CardOffer{};
       offer.peers.push_back({peer_key.role, peer_key.rank, peer.join.incarnation, card.card, card.placements});
     }

@@ -5,8 +5,8 @@
 // What it guarantees
 //   - A version is committed by a replica only when every rank of it has verified all its bytes; ranks of a replica
 //     are told together, and what one of them was told is never taken back.
-//   - No update begins before every put of an earlier one is known to have ended: trainers say so (Sent, Quiesced,
-//     Join), and servers take other landing memory when one died without saying it (TableOffer::quiet).
+//   - No update begins before every put of an earlier one is known to have ended: senders say so (Sent, Ready,
+//     Quiesced, Join), and servers take other landing memory when one died without saying it (TableOffer::quiet).
 //   - Every wait ends: by its answer, by a death, or by its bound, and then names who was waited for.
 #pragma once
 
@@ -24,16 +24,10 @@
 #include "plugin/messages.h"
 #include "schedule/config.h"
 #include "schedule/plan.h"
+#include "schedule/topology.h"
 #include "transport/base/units.h"
 
 namespace weightcast {
-
-struct RankKey {
-  Role role = Role::trainer;
-  std::uint32_t rank = 0;
-  friend auto operator<=>(const RankKey&, const RankKey&) = default;
-};
-[[nodiscard]] std::string to_string(const RankKey& key);  // "trainer 2"
 
 // ---- events ----
 struct FrameArrived {
@@ -45,7 +39,8 @@ struct PlanMade {
   std::uint64_t generation = 0;
   Status status;
   std::map<RankKey, std::vector<std::uint8_t>> tables;
-  std::vector<std::uint64_t> server_bytes;  // into each server, by rank
+  std::vector<std::uint64_t> server_bytes;                 // into each server, by rank
+  std::map<std::uint32_t, std::set<std::uint32_t>> feeds;  // which servers pass on to which others
 };
 struct Tick {};
 using ControllerEvent = std::variant<FrameArrived, PlanMade, Tick>;
@@ -58,6 +53,7 @@ struct SendFrame {
 struct MakePlan {  // plan, prove, encode; answer with PlanMade. Absent ranks have empty catalogs.
   std::uint64_t generation = 0;
   Catalogs catalogs;
+  Topology topology;  // empty where a rank has not said how fast its links are
 };
 struct Note {  // a line for the log
   bool warning = false;
@@ -113,6 +109,7 @@ class ControllerCore {
     Clock::time_point stage_began;
     Clock::time_point go;
     bool gone = false;                 // Go was sent
+    bool again = false;                // aborted, to be tried again by another plan
     std::set<std::uint32_t> replicas;  // still taking part
     std::uint64_t bytes = 0;
     std::uint64_t control_bytes = 0;
@@ -153,8 +150,12 @@ class ControllerCore {
   void check_progress();
   void commit_replica(std::uint32_t replica);
   void drop_replica(std::uint32_t replica, std::uint32_t lost_rank, const std::string& why);
-  void abort_update(Code code, const std::string& text);
+  void starve(std::uint32_t replica, std::uint32_t lost_rank, const std::string& why);
+  void abort_update(Code code, const std::string& text, bool again = false);
   void check_quiesced();
+  [[nodiscard]] bool passes_on(const RankKey& key) const;
+  [[nodiscard]] bool feeds(const RankKey& from, const RankKey& to) const;
+  [[nodiscard]] std::string still_putting() const;
   void finish();
   void rest();
   void check_update_bounds();
@@ -186,7 +187,7 @@ class ControllerCore {
   std::map<RankKey, Member> members_;
   std::map<std::string, RankKey> by_connection_;
   std::map<RankKey, PendingJoin> pending_;
-  // Incarnations of trainers that joined and were not lost in mid-put: outside updates they have no put in flight.
+  // Incarnations of ranks that joined and were not lost in mid-put: outside updates they have no put in flight.
   std::set<std::uint64_t> quiet_;
   bool membership_changed_ = false;
   std::uint64_t generation_ = 0;             // of the plan; 0: never planned
@@ -195,6 +196,9 @@ class ControllerCore {
   Clock::time_point retry_at_;
   std::uint32_t connect_failures_ = 0;
   double first_contact_s_ = 0;
+  std::map<std::string, std::uint32_t> nodes_;              // numbers, the same from plan to plan
+  std::map<std::uint32_t, std::set<std::uint32_t>> feeds_;  // of the plan
+  std::uint64_t spoilt_version_ = 0;  // was to be tried again, but a trainer's source may have changed by then
   std::uint64_t decided_version_ = 0;
   std::uint64_t attempts_ = 0;
   Clock::time_point waiting_since_;  // outside updates: how long pushes have waited for others

@@ -57,6 +57,14 @@ void ControllerCore::on_pushed(Member& member, std::uint64_t version) {
                                    version, decided_version_)});
     return;
   }
+  if (version == spoilt_version_) {
+    send(member,
+         Abort{version, 0, Code::aborted,
+               fmt::format("version {}: servers that passed it on are out, and it cannot be sent again, because "
+                           "a trainer's source may have changed: push a new version",
+                           version)});
+    return;
+  }
   const bool first =
       std::none_of(members_.begin(), members_.end(), [](const auto& item) { return item.second.pushed_version != 0; });
   if (first) waiting_since_ = now_;
@@ -109,7 +117,7 @@ void ControllerCore::on_sent(Member& member, const Sent& sent) {
   if (!of_update(sent.token)) return;
   member.sent = true;
   if (member.pushed_version == sent.version) member.pushed_version = 0;
-  update_->bytes += sent.bytes;
+  if (update_->again) spoilt_version_ = sent.version;
   update_->cast_s += sent.cast_seconds;
   check_quiesced();
   check_progress();
@@ -118,6 +126,7 @@ void ControllerCore::on_sent(Member& member, const Sent& sent) {
 void ControllerCore::on_ready(Member& member, const Ready& ready) {
   if (!of_update(ready.token) || !takes_part(member)) return;
   member.ready = true;
+  update_->bytes += ready.bytes;
   update_->verify_s = std::max(update_->verify_s, ready.verify_seconds);
   check_progress();
 }
@@ -136,6 +145,7 @@ void ControllerCore::on_quiesced(Member& member, std::uint64_t token) {
   if (!of_update(token)) return;
   member.quiesced = true;
   check_quiesced();
+  check_progress();
 }
 
 // Takes the update to its next stage as soon as everyone has answered.
@@ -153,7 +163,8 @@ void ControllerCore::check_progress() {
     for (const std::uint32_t replica : update_->replicas) {
       if (replica_all(replica, &Member::ready)) commit_replica(replica);
     }
-    if (waiting_for(Role::trainer, &Member::sent).empty() && waiting_for(Role::server, &Member::ready).empty()) {
+    if (waiting_for(Role::trainer, &Member::sent).empty() && waiting_for(Role::server, &Member::ready).empty() &&
+        still_putting().empty()) {
       state_ = ClusterState::committing;
       update_->stage_began = now_;
       update_->transfer_s = seconds(now_ - update_->go);
@@ -189,15 +200,60 @@ void ControllerCore::drop_replica(std::uint32_t replica, std::uint32_t lost_rank
     }
   });
   if (state_ == ClusterState::aborting) return;
+  // Who feeds these servers may hear of it only after the trainers' Go, and put into memory that nobody has armed.
+  const bool is_fed = std::any_of(feeds_.begin(), feeds_.end(), [&](const auto& feed) {
+    return std::any_of(drop.servers.begin(), drop.servers.end(),
+                       [&](std::uint32_t rank) { return feed.second.contains(rank); });
+  });
+  if (!update_->gone && is_fed) {
+    abort_update(Code::aborted, fmt::format("{}; version {} is sent again, without it", why, update_->version), true);
+    return;
+  }
   each_active(Role::trainer, [&](const RankKey&, const Member& member) { send(member, drop); });
+  each_active(Role::server, [&](const RankKey& key, const Member& member) {
+    if (passes_on(key) && takes_part(member)) send(member, drop);
+  });
+  starve(replica, lost_rank, why);
 }
 
-void ControllerCore::abort_update(Code code, const std::string& text) {
+// What a replica that is out was to pass on does not come. As long as no trainer has let its source go and nobody has
+// been told to commit, the version is tried again by a plan without that replica; later, those it fed are out too.
+void ControllerCore::starve(std::uint32_t replica, std::uint32_t lost_rank, const std::string& why) {
+  std::map<std::uint32_t, std::uint32_t> starved;  // replicas, with a server of each that has not got everything
+  for (const auto& [from, fed] : feeds_) {
+    const auto source = members_.find({Role::server, from});
+    const bool is_out = source == members_.end() ? from == lost_rank : source->second.catalog.replica == replica;
+    if (!is_out) continue;
+    for (const std::uint32_t rank : fed) {
+      const auto it = members_.find({Role::server, rank});
+      if (it == members_.end() || !takes_part(it->second) || it->second.ready) continue;
+      starved.emplace(it->second.catalog.replica, rank);
+    }
+  }
+  if (starved.empty()) return;
+  bool too_late = false;
+  each_active(Role::trainer, [&](const RankKey&, const Member& member) { too_late = too_late || member.sent; });
+  each_active(Role::server, [&](const RankKey&, const Member& member) { too_late = too_late || member.commit_told; });
+  if (!too_late) {
+    abort_update(
+        Code::aborted,
+        fmt::format("{}; it was to pass version {} on: the version is sent again, without it", why, update_->version),
+        true);
+    return;
+  }
+  for (const auto& [fed, rank] : starved) {
+    if (!in_update() || !update_->replicas.contains(fed)) continue;
+    drop_replica(fed, rank, fmt::format("{}, which passed it on to server {}", why, rank));
+  }
+}
+
+void ControllerCore::abort_update(Code code, const std::string& text, bool again) {
   if (state_ != ClusterState::aborting) {
     note(true, "version {} aborted: {}", update_->version, text);
     state_ = ClusterState::aborting;
     update_->stage_began = now_;
-    const Abort abort{update_->version, update_->token, code, text};
+    update_->again = again;
+    const Abort abort{update_->version, update_->token, code, text, again};
     each_active(Role::trainer, [&](const RankKey&, Member& member) {
       if (member.pushed_version == update_->version) member.pushed_version = 0;
       send(member, abort);
@@ -206,16 +262,29 @@ void ControllerCore::abort_update(Code code, const std::string& text) {
       if (!member.commit_told) send(member, abort);
     });
   }
+  if (update_->again && !again) {  // it cannot be after all: nobody keeps a source for it
+    update_->again = false;
+    const Abort abort{update_->version, update_->token, code, text};
+    each_active(Role::trainer, [&](const RankKey&, const Member& member) { send(member, abort); });
+  }
   check_quiesced();
 }
 
-// Rest is reached when no live trainer has a put in flight. Those that died in mid-put are not in quiet_.
+// "trainer 0, server 3": who may have puts in flight.
+std::string ControllerCore::still_putting() const {
+  std::string text;
+  for (const auto& [key, member] : members_) {
+    const bool puts = key.role == Role::trainer ? !member.sent : passes_on(key) && !member.ready;
+    if (!member.active || !puts || member.quiesced) continue;
+    if (!text.empty()) text += ", ";
+    text += to_string(key);
+  }
+  return text;
+}
+
+// Rest is reached when no live rank has a put in flight. Those that died in mid-put are not in quiet_.
 void ControllerCore::check_quiesced() {
-  if (state_ != ClusterState::aborting) return;
-  bool quiet = true;
-  each_active(Role::trainer,
-              [&](const RankKey&, const Member& member) { quiet = quiet && (member.quiesced || member.sent); });
-  if (quiet) rest();
+  if (state_ == ClusterState::aborting && still_putting().empty()) rest();
 }
 
 void ControllerCore::finish() {
@@ -260,7 +329,7 @@ void ControllerCore::check_update_bounds() {
     abort_update(Code::timed_out, fmt::format("version {}: not prepared to receive within {} ms: {}", update_->version,
                                               update_bound.count(), waiting_for(Role::server, &Member::armed)));
   } else if (state_ == ClusterState::moving && spent > update_bound) {
-    const std::string trainers = waiting_for(Role::trainer, &Member::sent);
+    const std::string trainers = still_putting();
     const std::string servers = waiting_for(Role::server, &Member::ready);
     abort_update(Code::timed_out,
                  fmt::format("version {}: not done within {} ms (times.update_ms): sending: {}; not yet verified: {}",
@@ -272,9 +341,10 @@ void ControllerCore::check_update_bounds() {
     finish();
   } else if (state_ == ClusterState::aborting && spent > Milliseconds(2ULL * config_.times.death_busy_ms)) {
     std::vector<RankKey> stuck;
-    each_active(Role::trainer, [&](const RankKey& key, const Member& member) {
-      if (!member.quiesced && !member.sent) stuck.push_back(key);
-    });
+    for (const auto& [key, member] : members_) {
+      const bool puts = key.role == Role::trainer ? !member.sent : passes_on(key) && !member.ready;
+      if (member.active && puts && !member.quiesced) stuck.push_back(key);
+    }
     for (const RankKey& key : stuck) lose(key, "it did not end its puts after an abort", true);
     if (in_update()) check_quiesced();
   }

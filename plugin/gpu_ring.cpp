@@ -13,9 +13,7 @@ Status GpuRing::run(std::size_t batches, Work& work, Deadline deadline) {
     bool progressed = false;
     const std::size_t next = enqueued % slots();
     if (enqueued < batches && enqueued - delivered < slots() && work.is_free(next)) {
-      const CudaStream& stream = streams_[enqueued % streams_.size()];
-      work.enqueue(enqueued, next, stream);
-      events_[next].record(stream);
+      events_[next].record(work.enqueue(enqueued, next, streams_[enqueued % streams_.size()]));
       ++enqueued;
       progressed = true;
     }

@@ -1,8 +1,8 @@
 // The ring of scratch slots through which a GPU's batches go: cast into one slot while others are on the wire.
 //
-//   enqueue(batch, slot, stream)   copies and casts into the slot; enqueues only
-//   event                          recorded behind it, and polled by the one thread that runs run()
-//   deliver(batch, slot)           the slot's bytes are there: put them
+//   enqueue(batch, slot, stream)   copies and casts into the slot; enqueues only, and returns the stream that it ends
+//   on event                          recorded behind it, and polled by the one thread that runs run() deliver(batch,
+//   slot)           the slot's bytes are there: put them
 //
 // UCX does not order itself behind a CUDA stream, so a put may only be made once the event says that the cast has
 // ended. No stream is synchronised. Batch i uses slot i modulo slots, so what a batch needs can be laid out beforehand.
@@ -26,7 +26,7 @@ class GpuRing {
     Work& operator=(const Work&) = delete;
     virtual ~Work() = default;
     [[nodiscard]] virtual bool is_free(std::size_t slot) = 0;  // whatever deliver() began with it is complete
-    virtual void enqueue(std::size_t batch, std::size_t slot, const CudaStream& stream) = 0;
+    virtual const CudaStream& enqueue(std::size_t batch, std::size_t slot, const CudaStream& stream) = 0;
     virtual void deliver(std::size_t batch, std::size_t slot) = 0;
     [[nodiscard]] virtual bool has_to_stop() = 0;
   };

@@ -61,6 +61,8 @@ GpuSender::GpuSender(Pipeline& pipeline)
     : pipeline_(pipeline),
       device_(enter(first_device_of(pipeline.catalog_))),
       ring_(slots_for(pipeline.config_)),
+      storing_(CudaStream::Kind::urgent),
+      cast_ended_(ring_.slots()),
       scratch_(aligned(pipeline.config_.performance.scratch_bytes)),
       slot_bytes_(scratch_.bytes() / ring_.slots() / kSlotAlignment * kSlotAlignment),
       puts_(ring_.slots()) {
@@ -81,6 +83,7 @@ GpuSender::~GpuSender() {
 void GpuSender::adopt() {
   const CudaContextScope current(device_);
   batches_.clear();
+  find_stored_to();
   lay_out_grids();
   lay_out_batches(0, pipeline_.first_straddling_);
   first_straddling_ = batches_.size();
@@ -149,24 +152,12 @@ void GpuSender::lay_out_batches(std::size_t first_chunk, std::size_t end_chunk) 
   finish();
 }
 
-// Joined with one of the last runs, if it lies behind it at both ends: runs to several servers alternate.
-void GpuSender::append(std::vector<Run>& runs, const Run& run) const {
-  constexpr std::size_t kLookBack = 16;
-  for (std::size_t back = 1; back <= std::min(kLookBack, runs.size()); ++back) {
-    Run& last = runs[runs.size() - back];
-    if (last.server != run.server) continue;
-    const bool continues = last.from_region == run.from_region && last.from + last.bytes == run.from &&
-                           last.to_region == run.to_region && last.to + last.bytes == run.to &&
-                           last.bytes + run.bytes <= pipeline_.config_.performance.chunk_bytes;
-    if (!continues) break;
-    last.bytes += run.bytes;
-    return;
-  }
-  runs.push_back(run);
+void GpuSender::append(std::vector<GpuRun>& runs, const GpuRun& run) const {
+  append_run(runs, run, pipeline_.config_.performance.chunk_bytes);
 }
 
-GpuSender::Run GpuSender::run_to(const Pipeline::Target& target, const Box& frame, const MatrixView& view) {
-  Run run;
+GpuRun GpuSender::run_to(const Pipeline::Target& target, const Box& frame, const MatrixView& view) {
+  GpuRun run;
   run.server = target.server;
   run.peer = target.peer;
   run.to_region = target.region;
@@ -174,7 +165,7 @@ GpuSender::Run GpuSender::run_to(const Pipeline::Target& target, const Box& fram
   return run;
 }
 
-void GpuSender::append_runs(const Part& part, std::size_t slot, std::vector<Run>& runs) const {
+void GpuSender::append_runs(const Part& part, std::size_t slot, std::vector<GpuRun>& runs) const {
   const Pipeline::StepJob& job = pipeline_.jobs_[pipeline_.chunks_[part.chunk].job];
   const TrainerStep& step = pipeline_.table_.steps[job.step];
   const Entry& entry = pipeline_.catalog_.entries[step.entry];
@@ -183,7 +174,7 @@ void GpuSender::append_runs(const Part& part, std::size_t slot, std::vector<Run>
   for (const Pipeline::Target& target : job.targets) {
     const std::int64_t target_pitch = row_stride(target.strides, step.frame.axes);
     const bool gapless = part.view.rows == 1 || (pitch == row_bytes && target_pitch == row_bytes);
-    Run run = run_to(target, step.frame, part.view);
+    GpuRun run = run_to(target, step.frame, part.view);
     run.from_region = job.as_it_is ? pipeline_.source_regions_[entry.region] : scratch_region_;
     run.from = job.as_it_is ? byte_at(entry, part.view.origin) : slot * slot_bytes_ + part.offset;
     run.bytes = static_cast<std::uint64_t>(gapless ? row_bytes * part.view.rows : row_bytes);
@@ -198,10 +189,11 @@ void GpuSender::append_runs(const Part& part, std::size_t slot, std::vector<Run>
 void GpuSender::finish_batch(Batch batch, bool as_it_is, Recipe recipe, std::size_t slot) {
   std::vector<GpuCastJob> casts;
   std::vector<GpuDigestJob> digests;
+  std::vector<GpuRun> runs;
   for (const Part& part : batch.parts) {
     const auto number = static_cast<std::uint32_t>(as_it_is ? digests.size() : casts.size());
     const GpuCastJob job = cast_job(part, slot, number);
-    append_runs(part, slot, batch.runs);
+    append_runs(part, slot, runs);
     if (!as_it_is) {
       casts.push_back(job);
       continue;
@@ -215,6 +207,11 @@ void GpuSender::finish_batch(Batch batch, bool as_it_is, Recipe recipe, std::siz
   } else {
     batch.cast.emplace(recipe, casts);
   }
+  GpuRuns parted = part_runs(runs, [this](const GpuRun& run) { return mapped_target(run) != nullptr; });
+  batch.stores = stores_of(parted.stored, [this](const GpuRun& run) {
+    return pipeline_.fabric_.memory(run.from_region).address + run.from;
+  });
+  batch.puts = std::move(parted.put);
   batches_.push_back(std::move(batch));
 }
 
@@ -336,13 +333,18 @@ bool GpuSender::is_free(std::size_t slot) {
   return true;
 }
 
-void GpuSender::enqueue(std::size_t batch, std::size_t slot, const CudaStream& stream) {
+const CudaStream& GpuSender::enqueue(std::size_t batch, std::size_t slot, const CudaStream& stream) {
   const Batch& work = batches_[first_of_run_ + batch];
   GpuFindings& findings = *findings_[slot];
   findings.clear(stream);
   if (work.cast) work.cast->launch(stream, pipeline_.version_, findings);
   if (work.digest) work.digest->launch(stream, pipeline_.version_, findings);
   findings.fetch(stream);
+  if (!work.stores) return stream;
+  cast_ended_[slot].record(stream);
+  cast_ended_[slot].delay(storing_);
+  store(*work.stores, storing_);
+  return storing_;
 }
 
 void GpuSender::deliver(std::size_t batch, std::size_t slot) {
@@ -363,14 +365,14 @@ void GpuSender::deliver(std::size_t batch, std::size_t slot) {
     pipeline_.count(job.targets, job.element_bytes * static_cast<std::uint64_t>(part.view.rows * part.view.cols),
                     findings.digest(static_cast<std::uint32_t>(index)));
   }
-  put(work.runs, puts_[slot]);
+  put(work.puts, puts_[slot]);
   for (const Part& part : work.parts) {
     if (part.ends_chunk && !pipeline_.stopped()) pipeline_.signal_complete(job_of(part).targets);
   }
 }
 
-void GpuSender::put(const std::vector<Run>& runs, Tally& tally) {
-  for (const Run& run : runs) {
+void GpuSender::put(const std::vector<GpuRun>& runs, Tally& tally) {
+  for (const GpuRun& run : runs) {
     const Pipeline::ServerLink& link = *pipeline_.servers_[run.server];
     if (pipeline_.stopped()) return;
     if (link.dropped || link.failed) continue;
@@ -455,6 +457,9 @@ bool GpuSender::await_stream() {
 std::uint64_t GpuSender::flying() const {
   std::uint64_t count = scale_puts_.outstanding();
   for (const Tally& puts : puts_) count += puts.outstanding();
+  const CudaContextScope current(device_);
+  bool is_done = false;
+  if (stored_.query(is_done).ok() && !is_done) ++count;  // a device that failed stores nothing any more
   return count;
 }
 

@@ -1,14 +1,17 @@
 // The sender's work where the shards are in the memory of a GPU: the same chunks, casts and digests as on the host, in
-// batches of many chunks, each one launch, through a ring of slots of device memory.
+// batches of many chunks, each one launch, through a ring of slots of device memory. Where a server's memory is mapped
+// into this process, a kernel stores what is short there, behind the casts of its batch; the rest is put.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
 #include <vector>
 
 #include "plugin/gpu_ring.h"
+#include "plugin/gpu_runs.h"
 #include "plugin/pipeline.h"
 #include "quant/gpu.h"
 
@@ -30,6 +33,7 @@ class GpuSender final : private GpuRing::Work {
   void adopt();
   // Casts and puts everything of one move(), and submits the signals that become complete.
   void send();
+  // Puts, and launches of stores, that have not ended.
   [[nodiscard]] std::uint64_t flying() const;
 
  private:
@@ -40,20 +44,10 @@ class GpuSender final : private GpuRing::Work {
     std::uint64_t offset = 0;  // of its bytes in the slot
     bool ends_chunk = false;
   };
-  // One put to one server. What lies behind each other at both ends is one: a put between GPUs costs microseconds,
-  // however small it is.
-  struct Run {
-    std::size_t server = 0;  // index into the pipeline's servers
-    PeerId peer = 0;
-    RegionId from_region = 0;
-    std::uint64_t from = 0;
-    std::uint32_t to_region = 0;
-    std::uint64_t to = 0;
-    std::uint64_t bytes = 0;
-  };
   struct Batch {
     std::vector<Part> parts;
-    std::vector<Run> runs;
+    std::optional<GpuCopy> stores;
+    std::vector<GpuRun> puts;
     std::optional<GpuCast> cast;      // or
     std::optional<GpuDigest> digest;  // of what is put from where it stands
   };
@@ -71,21 +65,27 @@ class GpuSender final : private GpuRing::Work {
   };
 
   [[nodiscard]] bool is_free(std::size_t slot) override;
-  void enqueue(std::size_t batch, std::size_t slot, const CudaStream& stream) override;
+  const CudaStream& enqueue(std::size_t batch, std::size_t slot, const CudaStream& stream) override;
   void deliver(std::size_t batch, std::size_t slot) override;
   [[nodiscard]] bool has_to_stop() override;
 
-  void append(std::vector<Run>& runs, const Run& run) const;
-  [[nodiscard]] static Run run_to(const Pipeline::Target& target, const Box& frame, const MatrixView& view);
-  void append_runs(const Part& part, std::size_t slot, std::vector<Run>& runs) const;
-  void put(const std::vector<Run>& runs, Tally& tally);
+  void append(std::vector<GpuRun>& runs, const GpuRun& run) const;
+  [[nodiscard]] static GpuRun run_to(const Pipeline::Target& target, const Box& frame, const MatrixView& view);
+  void append_runs(const Part& part, std::size_t slot, std::vector<GpuRun>& runs) const;
+  void put(const std::vector<GpuRun>& runs, Tally& tally);
+  // The run's target in this process's view of the server's GPU; nullptr: there is none.
+  [[nodiscard]] std::byte* mapped_target(const GpuRun& run) const;
+  [[nodiscard]] std::optional<GpuCopy> stores_of(const std::vector<GpuRun>& runs,
+                                                 const std::function<const std::byte*(const GpuRun&)>& source) const;
+  void store(const GpuCopy& stores, const CudaStream& stream);
 
+  void find_stored_to();
   void lay_out_grids();
   void lay_out_batches(std::size_t first_chunk, std::size_t end_chunk);
   void finish_batch(Batch batch, bool as_it_is, Recipe recipe, std::size_t slot);
   [[nodiscard]] GpuCastJob cast_job(const Part& part, std::size_t slot, std::uint32_t number) const;
   void lay_out_scales();
-  void lay_out_gathering(std::vector<Run> rows);
+  void lay_out_gathering(std::vector<GpuRun> rows);
   void lay_out_measuring();
   void require_measurable(std::uint32_t entry, Recipe recipe) const;
   void run(std::size_t first, std::size_t end);
@@ -99,7 +99,10 @@ class GpuSender final : private GpuRing::Work {
   Pipeline& pipeline_;
   const int device_;
   GpuRing ring_;
-  CudaStream stream_;  // of what does not go through the ring
+  CudaStream stream_;   // of what does not go through the ring
+  CudaStream storing_;  // of the batches' stores, one after the other: a link is as fast with one as with several
+  std::vector<CudaEvent> cast_ended_;  // by slot
+  CudaEvent stored_;                   // behind the last stores
   CudaEvent event_;
   DeviceBuffer scratch_;
   RegionId scratch_region_ = 0;
@@ -111,13 +114,15 @@ class GpuSender final : private GpuRing::Work {
   std::vector<Batch> batches_;
   std::size_t first_straddling_ = 0;  // batch
   std::size_t first_of_run_ = 0;
+  std::vector<std::size_t> stored_to_;                  // servers, by group of the stores
   std::vector<std::unique_ptr<GpuFindings>> findings_;  // by slot
   std::map<Pipeline::GridKey, std::uint64_t> grids_;    // where their blocks begin in scales_ and maxima_, in values
   DeviceBuffer scales_;                                 // of all grids, 4 bytes or 1 each
   DeviceBuffer maxima_;  // of all grids: other trainers', and of blocks that span an axis, everyone's
   PinnedBuffer maxima_host_;
   std::vector<ScalePart> scale_parts_;
-  std::vector<Run> scale_runs_;
+  std::optional<GpuCopy> scale_stores_;
+  std::vector<GpuRun> scale_runs_;
   DeviceBuffer gathered_;  // scales, run by run
   std::optional<RegionId> gathered_region_;
   std::optional<GpuCopy> gathering_;

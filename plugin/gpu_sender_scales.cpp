@@ -11,7 +11,7 @@ namespace weightcast {
 void GpuSender::lay_out_scales() {
   scale_parts_.clear();
   std::vector<GpuDigestJob> digests;
-  std::vector<Run> rows;  // `from` is in scales_ yet
+  std::vector<GpuRun> rows;  // `from` is in scales_ yet
   for (std::size_t index = 0; index < pipeline_.scale_jobs_.size(); ++index) {
     const Pipeline::ScaleJob& job = pipeline_.scale_jobs_[index];
     const TrainerScaleStep& step = pipeline_.table_.scale_steps[job.step];
@@ -27,7 +27,7 @@ void GpuSender::lay_out_scales() {
                          digest_frame(job.digest_key, step.frame, view, element),
                          static_cast<std::uint32_t>(digests.size()), false});
       for (const Pipeline::Target& target : job.targets) {
-        Run run = run_to(target, step.frame, view);
+        GpuRun run = run_to(target, step.frame, view);
         run.from = offset;
         run.bytes = row_bytes;
         for (std::int64_t row = 0; row < view.rows; ++row) {
@@ -40,16 +40,18 @@ void GpuSender::lay_out_scales() {
   }
   scale_digest_.emplace(digests);
   scale_findings_ = std::make_unique<GpuFindings>(static_cast<std::uint32_t>(digests.size()));
-  lay_out_gathering(std::move(rows));
+  GpuRuns parted = part_runs(rows, [this](const GpuRun& row) { return mapped_target(row) != nullptr; });
+  scale_stores_ = stores_of(parted.stored, [this](const GpuRun& row) { return scales_.get() + row.from; });
+  lay_out_gathering(std::move(parted.put));
 }
 
 // Neighbouring tensors' scales are neighbours on servers: gathered in the order of their memory, they are few runs.
-void GpuSender::lay_out_gathering(std::vector<Run> rows) {
-  std::sort(rows.begin(), rows.end(), [](const Run& a, const Run& b) {
+void GpuSender::lay_out_gathering(std::vector<GpuRun> rows) {
+  std::sort(rows.begin(), rows.end(), [](const GpuRun& a, const GpuRun& b) {
     return std::tuple(a.server, a.to_region, a.to) < std::tuple(b.server, b.to_region, b.to);
   });
   std::uint64_t bytes = 0;
-  for (const Run& row : rows) bytes += row.bytes;
+  for (const GpuRun& row : rows) bytes += row.bytes;
   if (gathered_region_) pipeline_.fabric_.release(*gathered_region_);
   gathered_region_.reset();
   gathered_ = DeviceBuffer(bytes);
@@ -59,7 +61,7 @@ void GpuSender::lay_out_gathering(std::vector<Run> rows) {
   scale_runs_.clear();
   std::vector<GpuCopyJob> copies;
   std::uint64_t filled = 0;
-  for (Run row : rows) {
+  for (GpuRun row : rows) {
     copies.push_back({scales_.get() + row.from, gathered_.get() + filled, row.bytes});
     row.from_region = *gathered_region_;
     row.from = filled;
@@ -75,6 +77,7 @@ void GpuSender::send_scales() {
   scale_digest_->launch(stream_, pipeline_.version_, *scale_findings_);
   scale_findings_->fetch(stream_);
   gathering_->launch(stream_);
+  if (scale_stores_) store(*scale_stores_, stream_);
   if (!await_stream()) return;
   for (std::size_t part = 0; part < scale_parts_.size(); ++part) {
     pipeline_.count(pipeline_.scale_jobs_[scale_parts_[part].job].targets, scale_parts_[part].bytes,

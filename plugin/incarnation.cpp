@@ -2,9 +2,23 @@
 
 #include <fmt/format.h>
 
+#include <fstream>
 #include <random>
+#include <string>
 
 namespace weightcast {
+
+namespace {
+
+// The same in all containers of a host, and nowhere else.
+std::string this_host() {
+  std::ifstream file("/proc/sys/kernel/random/boot_id");
+  std::string id;
+  std::getline(file, id);
+  return id;
+}
+
+}  // namespace
 
 std::uint64_t new_incarnation() {
   std::random_device random;
@@ -36,6 +50,9 @@ Join make_join(const Config& config, const Catalog& catalog, const std::string& 
   join.catalog = to_json(shared);
   join.catalog_digest = digest_of(shared);
   join.landing = landing;
+  join.node = config.links.node.empty() ? this_host() : config.links.node;
+  join.nic_mbs = config.links.nic_mbs;
+  join.nvlink_mbs = config.links.nvlink_mbs;
   return join;
 }
 

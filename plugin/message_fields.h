@@ -42,6 +42,9 @@ void fields(V& v, M& join) {
   v.document("catalog", join.catalog);
   v.natural("catalog_digest", join.catalog_digest, 0, kMaxNumber);
   v.token("landing", join.landing, kLandings);
+  v.words("node", join.node);
+  v.natural("nic_mbs", join.nic_mbs, 0, kMaxBytes);
+  v.natural("nvlink_mbs", join.nvlink_mbs, 0, kMaxBytes);
   v.natural("committed_version", join.committed_version, 0, kMaxNumber);
   v.natural("ready_version", join.ready_version, 0, kMaxNumber);
   v.natural("decided_version", join.decided_version, 0, kMaxNumber);
@@ -153,6 +156,7 @@ void fields(V& v, M& abort) {
   v.natural("token", abort.token, 0, kMaxNumber);
   v.code("code", abort.code);
   v.words("text", abort.text);
+  v.flag("again", abort.again);
 }
 template <class V, Is<Drop> M>
 void fields(V& v, M& drop) {

@@ -294,14 +294,16 @@ Message read_message(std::size_t wanted, Reader& reader, std::index_sequence<Ind
 
 }  // namespace
 
+std::string to_string(const RankKey& key) { return fmt::format("{} {}", to_string(key.role), key.rank); }
+
 std::string_view type_of(const Message& message) noexcept { return kTypes[message.index()]; }
 
 bool may_send(Party party, const Message& message) {
   return std::visit(
       [party]<class M>(const M& /*message*/) {
-        constexpr bool kOfBoth =
-            Is<M, Join> || Is<M, CardOffer> || Is<M, Connected> || Is<M, Heartbeat> || Is<M, Failed> || Is<M, Leave>;
-        constexpr bool kOfTrainers = kOfBoth || Is<M, Pushed> || Is<M, Sent> || Is<M, Quiesced> || Is<M, PeerLost>;
+        constexpr bool kOfBoth = Is<M, Join> || Is<M, CardOffer> || Is<M, Connected> || Is<M, Heartbeat> ||
+                                 Is<M, Failed> || Is<M, Leave> || Is<M, Quiesced> || Is<M, PeerLost>;
+        constexpr bool kOfTrainers = kOfBoth || Is<M, Pushed> || Is<M, Sent>;
         constexpr bool kOfServers = kOfBoth || Is<M, Armed> || Is<M, Ready> || Is<M, Committed>;
         if (party == Party::trainer) return kOfTrainers;
         if (party == Party::server) return kOfServers;

@@ -1,7 +1,7 @@
 // The messages of the control plane: what they carry and how they look as bytes. Values and pure functions.
 // States and orders are in plugin/PROTOCOL.md; who may send what is may_send().
 //
-// On the wire a message is a CBOR map {"protocol": 1, "type": "...", fields...}, at most kMaxControlBytes.
+// On the wire a message is a CBOR map {"protocol": 2, "type": "...", fields...}, at most kMaxControlBytes.
 #pragma once
 
 #include <cstdint>
@@ -17,12 +17,19 @@
 
 namespace weightcast {
 
-inline constexpr std::uint32_t kProtocolVersion = 1;
+inline constexpr std::uint32_t kProtocolVersion = 2;
+
+struct RankKey {
+  Role role = Role::trainer;
+  std::uint32_t rank = 0;
+  friend auto operator<=>(const RankKey&, const RankKey&) = default;
+};
+[[nodiscard]] std::string to_string(const RankKey& key);  // "trainer 2"
 
 // ---- member to controller ----
 
-// First of all, and again whenever a controller asks (Rejoin). A trainer sends it only when none of its puts is in
-// flight, so a join is also a proof of quiescence.
+// First of all, and again whenever a controller asks (Rejoin). Sent only when no put of the sender is in flight, so a
+// join is also a proof of quiescence.
 struct Join {
   std::string run;
   Role role = Role::trainer;
@@ -31,6 +38,9 @@ struct Join {
   std::string catalog;               // JSON, without addresses
   std::uint64_t catalog_digest = 0;  // as the sender computed it: both sides must understand the same
   std::string landing;               // a server's: "staged" or "in_place"
+  std::string node;                  // ranks that name the same one share a host
+  std::uint64_t nic_mbs = 0;         // MB/s of this rank's NICs; 0: unknown
+  std::uint64_t nvlink_mbs = 0;      // MB/s to the other ranks of its node; 0: there is none
   std::uint64_t committed_version = 0;
   std::uint64_t ready_version = 0;    // a server's that is verified but not committed; 0: none
   std::uint64_t decided_version = 0;  // a server's that it was told to commit, which nothing takes back; 0: none
@@ -71,7 +81,7 @@ struct Sent {  // a trainer: every byte and signal is out, none in flight
   double seconds = 0;       // go to last flush
   double cast_seconds = 0;  // summed over the cast threads
 };
-struct Ready {
+struct Ready {  // a server: every byte landed and matched, and what it passes on is passed on
   std::uint64_t version = 0;
   std::uint64_t token = 0;
   std::uint64_t bytes = 0;
@@ -81,11 +91,11 @@ struct Committed {
   std::uint64_t version = 0;
   double stall_ms = 0;
 };
-struct Quiesced {  // a trainer, after Abort: none of its puts of this attempt is in flight
+struct Quiesced {  // a sender, after Abort: none of its puts of this attempt is in flight
   std::uint64_t version = 0;
   std::uint64_t token = 0;
 };
-struct PeerLost {  // a trainer: its endpoint to this rank failed
+struct PeerLost {  // a sender: its endpoint to this rank failed
   Role role = Role::server;
   std::uint32_t rank = 0;
   std::string cause;
@@ -118,8 +128,8 @@ struct PeerCard {
 struct TableOffer {
   std::uint64_t generation = 0;     // of the plan
   std::vector<std::uint8_t> table;  // of this rank, see schedule/plan.h
-  std::vector<PeerCard> peers;      // whom a trainer puts or sends to; for a server: the trainers, without cards
-  // To servers: the incarnations of trainers that are known to have no put in flight. A server into which another one
+  std::vector<PeerCard> peers;      // whom this rank puts or sends to; to a server also, without cards, who puts to it
+  // To servers: the incarnations of senders that are known to have no put in flight. A server into which another one
   // may have been putting opens another fabric.
   std::vector<std::uint64_t> quiet;
 };
@@ -142,8 +152,9 @@ struct Abort {
   std::uint64_t token = 0;  // 0: no attempt had begun, or this controller does not know which
   Code code = Code::aborted;
   std::string text;
+  bool again = false;  // to trainers: keep the source as it is, the version is tried again by another plan
 };
-struct Drop {  // to trainers: stop putting to these servers; the update goes on without them
+struct Drop {  // to senders: stop putting to these servers; the update goes on without them
   std::vector<std::uint32_t> servers;
 };
 struct Done {

@@ -327,7 +327,8 @@ void Pipeline::signal_complete(const std::vector<Target>& targets) {
     ServerLink& link = *servers_[target.server];
     Covered& covered = *link.signals[target.signal];
     if (--covered.waits_for != 0 || link.dropped) continue;
-    const Signal signal{token_, version_, catalog_.rank, link.rank, target.signal, covered.bytes, covered.digest};
+    const Signal signal{token_,    version_,      Role::trainer, catalog_.rank,
+                        link.rank, target.signal, covered.bytes, covered.digest};
     const Status status = fabric_.signal(link.peer, encode(signal), &link.signalled, deadline_);
     if (!status.ok() && !link.dropped && status.code() != Code::unreachable) fail(status);
   }

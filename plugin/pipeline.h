@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "plugin/messages.h"
+#include "plugin/peer_links.h"
 #include "plugin/signal.h"
 #include "plugin/team.h"
 #include "quant/cast.h"
@@ -30,16 +31,6 @@
 #include "transport/fabric.h"
 
 namespace weightcast {
-
-// How to reach the peers of a table.
-struct Route {
-  PeerId peer = 0;
-  std::vector<Placement> placements;  // of a server
-};
-struct Routes {
-  std::map<std::uint32_t, Route> servers;   // by rank
-  std::map<std::uint32_t, Route> trainers;  // by rank
-};
 
 struct MoveResult {
   Status status;

@@ -4,14 +4,18 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <mutex>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <utility>
 
 #include "plugin/fabric_options.h"
 #include "plugin/incarnation.h"
 #include "plugin/landing.h"
 #include "plugin/member_loop.h"
+#include "plugin/peer_links.h"
+#include "plugin/relay.h"
 #include "plugin/serial_worker.h"
 #include "plugin/verify.h"
 
@@ -19,6 +23,11 @@ namespace weightcast {
 namespace {
 
 using ServerLoop = MemberLoop<ServerCore, ServerEvent, ServerAction, ServerView>;
+
+std::string_view dtype_of(const Entry& entry) {
+  if (!entry.is_scales) return to_string(entry.recipe);
+  return stored_bytes(entry) == 1 ? "e8m0_scales" : "fp32_scales";
+}
 
 }  // namespace
 
@@ -28,11 +37,12 @@ struct Server::State final : FabricListener {
         catalog(own_catalog(config, Role::server, catalog_json)),
         landing(make_landing(config.landing, catalog)),
         verifier(catalog, threads_of(config.performance.threads)),
+        relay(config, catalog),
         event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
     if (event.get() < 0) throw Error(Code::unavailable, "eventfd: the process has no free file descriptor");
     ServerLoop::Hooks hooks;
     hooks.act = [this](ServerAction& action) { act(action); };
-    hooks.tick = []() -> ServerEvent { return ServerTick{}; };
+    hooks.tick = [this]() -> ServerEvent { return ServerTick{relay.bytes_done()}; };
     hooks.published = [this](const ServerView& view) { announce(view); };
     const Join join = make_join(config, catalog, config.landing);
     loop = std::make_unique<ServerLoop>(config, Secret::load(config.secret_file),
@@ -42,6 +52,8 @@ struct Server::State final : FabricListener {
   State(const State&) = delete;
   State& operator=(const State&) = delete;
   ~State() override {
+    relay.close();
+    relay_worker.close();  // nothing is in flight then, so leaving is safe
     worker.close();
     loop->stop();
     landing.reset();
@@ -53,7 +65,21 @@ struct Server::State final : FabricListener {
     if (std::holds_alternative<OpenFabric>(action)) {
       worker.submit([this] { open(); });
     } else if (auto* adopt = std::get_if<AdoptTable>(&action)) {
-      worker.submit([this, taken = std::move(adopt->table)] { verifier.adopt(taken); });
+      worker.submit([this, taken = std::move(*adopt)] { adopt_table(taken); });
+    } else if (const auto* order = std::get_if<PassOn>(&action)) {
+      relay.begin(order->version, order->token);
+      relay_worker.submit([this, token = order->token] { pass_on(token); });
+    } else if (const auto* stop = std::get_if<StopPassing>(&action)) {
+      relay.stop(stop->token, stop->why);
+    } else if (const auto* drop = std::get_if<DropServers>(&action)) {
+      for (const std::uint32_t server : drop->servers) {
+        links.forget({Role::server, server});
+        relay.drop(server);
+      }
+    } else if (const auto* lease = std::get_if<SetLease>(&action)) {
+      lease_until = lease->until;
+      const std::scoped_lock lock(fabric_mutex);
+      if (fabric_now != nullptr) fabric_now->set_lease(lease->until);
     }
   }
   void announce(const ServerView& view) {
@@ -67,10 +93,20 @@ struct Server::State final : FabricListener {
   void open() {
     CardMade answer;
     verifier.adopt({});  // the memory that its table is about goes
+    relay.clear();
+    links.clear();
     try {
+      {
+        const std::scoped_lock lock(fabric_mutex);
+        fabric_now = nullptr;
+      }
       fabric.reset();
       fabric = open_fabric(fabric_options(config), *this);
+      fabric->set_lease(lease_until);
       landing->prepare(*fabric);
+      const std::scoped_lock lock(fabric_mutex);
+      fabric_now = fabric.get();
+      fabric->set_lease(lease_until);  // again: it may have been renewed before fabric_now was seen
       log_info("server {}: UCX {} from {}", config.rank, fabric->facts().library_version, fabric->facts().library_path);
       const Bytes card = fabric->card(landing->regions());
       answer.card.assign(reinterpret_cast<const std::uint8_t*>(card.data()),
@@ -81,11 +117,44 @@ struct Server::State final : FabricListener {
     }
     loop->post(std::move(answer));
   }
+  void adopt_table(const AdoptTable& order) {
+    verifier.adopt(order.table);
+    if (!passes_on(order.table)) return relay.clear();
+    const auto start = Clock::now();
+    Linked answer;
+    answer.generation = order.generation;
+    try {
+      std::set<RankKey> needed;
+      for (const ExpectedSender& sender : order.table.senders) {
+        for (const Forward& forward : sender.forwards) needed.insert({Role::server, forward.server});
+      }
+      const Deadline deadline = Deadline::after(Milliseconds(config.times.join_ms));
+      Routes routes = links.make(*fabric, needed, order.peers, deadline);
+      relay.adopt(order.table, *fabric, *landing, routes);
+      answer.paths = std::move(routes.paths);
+    } catch (const Error& error) {
+      answer.status = error.status();
+    }
+    answer.first_contact_s = seconds_since(start);
+    loop->post(std::move(answer));
+  }
   void verify(const Signal& signal) {
     const auto start = Clock::now();
     SignalArrived arrived{signal, verifier.verify(*landing, signal), 0};
     arrived.seconds = seconds_since(start);
+    if (arrived.verified.ok()) relay.verified(signal, verifier.forwarded_digests(signal));
     loop->post(std::move(arrived));
+  }
+
+  // ---- on the relay worker's thread ----
+  void pass_on(std::uint64_t token) {
+    RelayResult result = relay.run();
+    if (result.cut_off) {
+      for (const RankKey& peer : links.fail_all()) {  // they may take their bytes still, and must evade them
+        loop->post(PeerFailed{peer.role, peer.rank, "it did not take what was passed on to it"});
+      }
+    }
+    loop->post(PassedOn{token, std::move(result.status), result.cut_off});
   }
 
   // ---- on the fabric's thread ----
@@ -94,17 +163,25 @@ struct Server::State final : FabricListener {
     const auto* signal = std::get_if<Signal>(&message);
     if (signal != nullptr) worker.submit([this, said = *signal] { verify(said); });
   }
-  void on_peer_failure(PeerId, const Status&) override {}  // a server connects to nobody
+  void on_peer_failure(PeerId id, const Status& cause) override {
+    if (const auto name = links.fail(id)) loop->post(PeerFailed{name->role, name->rank, cause.message()});
+  }
 
   const Config config;
   const Catalog catalog;
   std::unique_ptr<Fabric> fabric;  // of the worker's thread until the end
   std::unique_ptr<LandingMemory> landing;
   Verifier verifier;  // of the worker's thread
+  Relay relay;
+  PeerLinks links;
+  std::mutex fabric_mutex;
+  Fabric* fabric_now = nullptr;                                     // guarded by fabric_mutex
+  std::atomic<Clock::time_point> lease_until{Clock::time_point{}};  // no put before the controller's first answer
   FileDescriptor event;
   ServerPhase announced = ServerPhase::connecting;  // of the loop's thread
   std::mutex commit_mutex;
   SerialWorker worker;
+  SerialWorker relay_worker;
   std::unique_ptr<ServerLoop> loop;
 };
 
@@ -172,7 +249,7 @@ Status Server::staged(std::uint64_t version, std::string& extents) const {
         {"address", reinterpret_cast<std::uint64_t>(start)},
         {"shape", std::vector(entry.box.extent.begin(), entry.box.extent.begin() + axes)},
         {"strides_bytes", std::vector(entry.strides_bytes.begin(), entry.strides_bytes.begin() + axes)},
-        {"dtype", entry.is_scales ? std::string_view("fp32_scales") : to_string(entry.recipe)},
+        {"dtype", dtype_of(entry)},
         {"landing", to_string(entry.landing)}});
   }
   extents = list.dump();

@@ -55,14 +55,21 @@ std::vector<ServerAction> ServerCore::on(const ServerEvent& event, Clock::time_p
     view_.phase = ServerPhase::idle;
     view_.next_version = 0;
     send(Committed{done->version, done->stall_ms});
-  } else if (std::holds_alternative<ServerTick>(event)) {
-    on_tick();
+  } else if (const auto* linked = std::get_if<Linked>(&event)) {
+    on_linked(*linked);
+  } else if (const auto* passed = std::get_if<PassedOn>(&event)) {
+    on_passed_on(*passed);
+  } else if (const auto* failed = std::get_if<PeerFailed>(&event)) {
+    send(PeerLost{failed->role, failed->rank, failed->cause});
+  } else if (const auto* tick = std::get_if<ServerTick>(&event)) {
+    on_tick(tick->bytes_passed_on);
   }
   return std::exchange(actions_, {});
 }
 
 void ServerCore::send_join() {
   welcomed_ = false;
+  rejoin_owed_ = false;
   joined_at_ = now_;
   Join join = join_;
   join.committed_version = view_.committed_version;
@@ -77,6 +84,7 @@ void ServerCore::on_message(const Message& message) {
   last_heard_ = now_;
   if (std::holds_alternative<Welcome>(message)) {
     welcomed_ = true;
+    beat(0);  // its echo is a lease for the puts of first contact
     if (card_) {
       send(*card_);
     } else if (!std::exchange(opening_, true)) {
@@ -93,7 +101,13 @@ void ServerCore::on_message(const Message& message) {
                                                 view_.next_version)));
     }
     counted_out_ = !writers_.empty();
-    send_join();
+    if (passing_) {
+      rejoin_owed_ = true;
+      actions_.push_back(
+          StopPassing{passing_token_, Status(Code::aborted, "the controller counted this server out or is a new one")});
+    } else {
+      send_join();
+    }
   } else if (const auto* table = std::get_if<TableOffer>(&message)) {
     on_table(*table);
   } else if (const auto* begin = std::get_if<Begin>(&message)) {
@@ -102,6 +116,12 @@ void ServerCore::on_message(const Message& message) {
     on_commit(*commit);
   } else if (const auto* abort = std::get_if<Abort>(&message)) {
     on_abort(*abort);
+  } else if (const auto* drop = std::get_if<Drop>(&message)) {
+    actions_.push_back(DropServers{drop->servers});
+  } else if (const auto* echo = std::get_if<Echo>(&message)) {
+    const auto own_ms = std::chrono::duration_cast<Milliseconds>(now_.time_since_epoch()).count();
+    if (echo->sent_ms > static_cast<std::uint64_t>(own_ms)) return;
+    actions_.push_back(SetLease{Clock::time_point(Milliseconds(echo->sent_ms)) + Milliseconds(config_.times.lease_ms)});
   }
 }
 
@@ -126,16 +146,27 @@ void ServerCore::on_table(const TableOffer& offer) {
     return;
   }
   expected_.clear();
-  for (const ExpectedSender& sender : table_.senders) expected_[sender.trainer] = signals_of(sender, own_);
-  actions_.push_back(AdoptTable{table_});
+  for (const ExpectedSender& sender : table_.senders) expected_[{sender.role, sender.rank}] = sender.signals;
   if (!is_safe_from_late_puts(offer)) return;
+  senders_.clear();
+  for (const PeerCard& peer : offer.peers) {
+    if (peer.role == Role::trainer || expected_.contains({peer.role, peer.rank})) senders_.insert(peer.incarnation);
+  }
+  actions_.push_back(AdoptTable{table_, offer.generation, offer.peers});
+  if (!passes_on(table_)) on_linked({offer.generation, {}, 0, {}});
+}
+
+void ServerCore::on_linked(const Linked& linked) {
+  if (!linked.status.ok()) {
+    send(Failed{0, 0, linked.status.code(), linked.status.message()});
+    view_.waiting_for = linked.status.message();
+    return;
+  }
   if (view_.phase == ServerPhase::connecting) {
     view_.phase = ServerPhase::idle;
     view_.waiting_for = "an update";
   }
-  trainers_.clear();
-  for (const PeerCard& peer : offer.peers) trainers_.insert(peer.incarnation);
-  send(Connected{offer.generation, 0, {}});
+  send(Connected{linked.generation, linked.first_contact_s, linked.paths});
 }
 
 // Whether late puts of earlier attempts can no longer arrive; if they can, another card is on its way.
@@ -154,21 +185,22 @@ bool ServerCore::is_safe_from_late_puts(const TableOffer& offer) {
 }
 
 void ServerCore::on_begin(const Begin& begin) {
-  if (view_.phase == ServerPhase::commit_due || view_.phase == ServerPhase::connecting) {
-    send(Failed{begin.version, begin.token, Code::aborted,
-                fmt::format("{} cannot receive version {}: {}", name_of(own_), begin.version,
-                            view_.phase == ServerPhase::connecting
-                                ? std::string("it has no table yet")
-                                : fmt::format("its host has not committed version {} yet", view_.next_version))});
+  if (view_.phase == ServerPhase::commit_due || view_.phase == ServerPhase::connecting || passing_) {
+    send(
+        Failed{begin.version, begin.token, Code::aborted,
+               fmt::format("{} cannot receive version {}: {}", name_of(own_), begin.version,
+                           view_.phase == ServerPhase::connecting ? std::string("it has no table yet")
+                           : passing_                             ? std::string("it still passes on an earlier attempt")
+                                      : fmt::format("its host has not committed version {} yet", view_.next_version))});
     return;
   }
   view_.next_version = begin.version;
   token_ = begin.token;
-  writers_ = trainers_;
+  writers_ = senders_;
   view_.verify_seconds = 0;
   missing_.clear();
-  for (const auto& [trainer, signals] : expected_) {
-    for (std::uint32_t ordinal = 0; ordinal < signals.size(); ++ordinal) missing_.emplace(trainer, ordinal);
+  for (const auto& [sender, signals] : expected_) {
+    for (std::uint32_t ordinal = 0; ordinal < signals.size(); ++ordinal) missing_.emplace(sender, ordinal);
   }
   if (in_place()) {
     view_.phase = ServerPhase::allow_due;
@@ -181,7 +213,13 @@ void ServerCore::on_begin(const Begin& begin) {
 void ServerCore::arm() {
   view_.torn = in_place();
   view_.phase = ServerPhase::receiving;
-  view_.waiting_for = fmt::format("the trainers' bytes of version {}", view_.next_version);
+  view_.waiting_for = fmt::format("the senders' bytes of version {}", view_.next_version);
+  if (passes_on(table_)) {
+    passing_ = true;
+    passing_token_ = token_;
+    actions_.push_back(PassOn{view_.next_version, token_});
+    beat(0);
+  }
   send(Armed{view_.next_version, token_});
   ready_when_complete();  // at once where nobody sends anything
 }
@@ -189,15 +227,16 @@ void ServerCore::arm() {
 void ServerCore::on_signal(const SignalArrived& arrived) {
   const Signal& signal = arrived.signal;
   if (view_.phase != ServerPhase::receiving || signal.token != token_ || signal.version != view_.next_version ||
-      signal.server != own_.rank || missing_.erase({signal.trainer, signal.ordinal}) == 0) {
+      signal.server != own_.rank || missing_.erase({RankKey{signal.role, signal.sender}, signal.ordinal}) == 0) {
     return;  // of an attempt that has ended, or nobody's
   }
   view_.verify_seconds += arrived.seconds;
-  const std::uint64_t planned = expected_.at(signal.trainer)[signal.ordinal].bytes;
+  const RankKey sender{signal.role, signal.sender};
+  const std::uint64_t planned = expected_.at(sender)[signal.ordinal].bytes;
   if (signal.bytes != planned) {
     fail_update(Code::corrupted,
-                fmt::format("{}: trainer {} sent {} bytes of version {} with its signal {}, {} were planned",
-                            name_of(own_), signal.trainer, signal.bytes, signal.version, signal.ordinal, planned));
+                fmt::format("{}: {} sent {} bytes of version {} with its signal {}, {} were planned", name_of(own_),
+                            to_string(sender), signal.bytes, signal.version, signal.ordinal, planned));
   } else if (!arrived.verified.ok()) {
     fail_update(arrived.verified.code(), arrived.verified.message());
   } else {
@@ -205,8 +244,21 @@ void ServerCore::on_signal(const SignalArrived& arrived) {
   }
 }
 
+void ServerCore::on_passed_on(const PassedOn& passed) {
+  passing_ = false;
+  if (view_.phase == ServerPhase::receiving && passed.token == token_) {
+    if (passed.status.ok()) {
+      ready_when_complete();
+    } else {
+      fail_update(passed.status.code(), passed.status.message());
+    }
+  }
+  if (quiesce_owed_) send(*std::exchange(quiesce_owed_, std::nullopt));
+  if (rejoin_owed_ || passed.cut_off) send_join();
+}
+
 void ServerCore::ready_when_complete() {
-  if (!missing_.empty()) return;
+  if (!missing_.empty() || passing_) return;
   view_.phase = ServerPhase::ready;
   writers_.clear();  // whoever has signalled everything has nothing in flight
   view_.waiting_for =
@@ -226,9 +278,16 @@ void ServerCore::on_abort(const Abort& abort) {
   if (abort.version == view_.next_version && view_.phase != ServerPhase::commit_due) {
     give_up(Status(abort.code, abort.text));
   }
+  if (!passes_on(table_) || abort.token == 0) return;
+  if (passing_) {
+    quiesce_owed_ = Quiesced{abort.version, abort.token};
+  } else {
+    send(Quiesced{abort.version, abort.token});
+  }
 }
 
 void ServerCore::give_up(Status why) {
+  if (passing_) actions_.push_back(StopPassing{passing_token_, why});
   view_.ended = view_.next_version;
   ++view_.ended_count;
   view_.ended_status = std::move(why);
@@ -243,13 +302,17 @@ void ServerCore::fail_update(Code code, std::string text) {
   give_up(Status(code, std::move(text)));
 }
 
-void ServerCore::on_tick() {
+void ServerCore::beat(std::uint64_t bytes_passed_on) {
+  last_beat_ = now_;
+  const auto own_ms = std::chrono::duration_cast<Milliseconds>(now_.time_since_epoch()).count();
+  send(Heartbeat{static_cast<std::uint64_t>(own_ms), bytes_passed_on});
+}
+
+void ServerCore::on_tick(std::uint64_t bytes_passed_on) {
   const auto& times = config_.times;
-  const bool busy = view_.next_version != 0;
+  const bool busy = view_.next_version != 0 || passing_;
   if (now_ - last_beat_ >= Milliseconds(busy ? times.heartbeat_busy_ms : times.heartbeat_idle_ms)) {
-    last_beat_ = now_;
-    const auto own_ms = std::chrono::duration_cast<Milliseconds>(now_.time_since_epoch()).count();
-    send(Heartbeat{static_cast<std::uint64_t>(own_ms), 0});
+    beat(bytes_passed_on);
   }
   const Milliseconds bound(busy ? times.death_busy_ms : times.death_idle_ms);
   if (!welcomed_ || now_ - last_heard_ <= bound) return;

@@ -1,8 +1,9 @@
 // A server's decisions as a pure state machine: events in, actions out; plugin/server.cpp drives it.
 //
-// What it guarantees: `ready` is said only after every expected signal of this attempt came and every landed byte
-// matched; after `ready` the landing memory stays as it is until commit or abort; what the controller has decided
-// (commit_due) nothing takes back; a suspect's memory is never reused.
+// What it guarantees: `ready` is said only after every expected signal of this attempt came, every landed byte matched
+// and all that the plan says was passed on; after `ready` the landing memory stays as it is until commit or abort; what
+// the controller has decided (commit_due) nothing takes back; a suspect's memory is never reused; a join and `quiesced`
+// are said only when no put of this server is in flight.
 #pragma once
 
 #include <cstdint>
@@ -53,14 +54,32 @@ struct CommitDone {  // the host's thread has switched the live weights
   std::uint64_t version = 0;
   double stall_ms = 0;
 };
-struct ServerTick {};
-using ServerEvent = std::variant<Message, CardMade, SignalArrived, AllowCalled, CommitDone, ServerTick>;
+struct PassedOn {  // the answer to PassOn: nothing is in flight
+  std::uint64_t token = 0;
+  Status status;
+  bool cut_off = false;  // connections had to be cut to end the puts: they must be made again
+};
+struct ServerTick {
+  std::uint64_t bytes_passed_on = 0;
+};
+using ServerEvent =
+    std::variant<Message, CardMade, Linked, SignalArrived, PassedOn, PeerFailed, AllowCalled, CommitDone, ServerTick>;
 
-// ---- actions (beside SendMessage and OpenFabric) ----
+// ---- actions (beside SendMessage, OpenFabric, DropServers and SetLease) ----
 struct AdoptTable {  // what signals that arrive from now on are verified against
   ServerTable table;
+  std::uint64_t generation = 0;
+  std::vector<PeerCard> peers;  // where the table passes on: connect to them, answer with Linked
 };
-using ServerAction = std::variant<SendMessage, OpenFabric, AdoptTable>;
+struct PassOn {  // what is verified from now on; answer with PassedOn
+  std::uint64_t version = 0;
+  std::uint64_t token = 0;
+};
+struct StopPassing {
+  std::uint64_t token = 0;
+  Status why;
+};
+using ServerAction = std::variant<SendMessage, OpenFabric, AdoptTable, PassOn, StopPassing, DropServers, SetLease>;
 
 struct ServerView {
   Status fatal;
@@ -91,13 +110,16 @@ class ServerCore {
   void on_message(const Message& message);
   void on_card(const CardMade& card);
   void on_table(const TableOffer& offer);
+  void on_linked(const Linked& linked);
+  void on_passed_on(const PassedOn& passed);
   void on_begin(const Begin& begin);
   void on_signal(const SignalArrived& arrived);
   void ready_when_complete();
   void on_commit(const Commit& commit);
   void on_abort(const Abort& abort);
   [[nodiscard]] bool is_safe_from_late_puts(const TableOffer& offer);
-  void on_tick();
+  void on_tick(std::uint64_t bytes_passed_on);
+  void beat(std::uint64_t bytes_passed_on);
   void arm();
   void give_up(Status why);
   void fail_update(Code code, std::string text);
@@ -115,13 +137,17 @@ class ServerCore {
   bool opening_ = false;
   std::optional<CardOffer> card_;
   ServerTable table_;
-  std::set<std::uint64_t> trainers_;  // incarnations, of the table
-  std::set<std::uint64_t> writers_;   // that may have puts in flight into the landing memory
+  std::set<std::uint64_t> senders_;  // incarnations, of the table
+  std::set<std::uint64_t> writers_;  // that may have puts in flight into the landing memory
   bool counted_out_ =
       false;  // with writers: whom the controller told to drop this rank may have left puts on their way
   std::uint64_t token_ = 0;
-  std::map<std::uint32_t, std::vector<SignalExtent>> expected_;  // of the table: each trainer's signals
-  std::set<std::pair<std::uint32_t, std::uint32_t>> missing_;    // trainer and ordinal, of this attempt
+  std::map<RankKey, std::vector<SignalExtent>> expected_;  // of the table: each sender's signals
+  std::set<std::pair<RankKey, std::uint32_t>> missing_;    // sender and ordinal, of this attempt
+  bool passing_ = false;                                   // until PassedOn
+  std::uint64_t passing_token_ = 0;                        // its attempt
+  std::optional<Quiesced> quiesce_owed_;                   // once nothing is in flight
+  bool rejoin_owed_ = false;                               // likewise
   Clock::time_point last_beat_;
   Clock::time_point joined_at_;
   Clock::time_point last_heard_;

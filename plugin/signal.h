@@ -1,4 +1,4 @@
-// What trainers say over the fabric itself: "these bytes of this version are with you" and the amax values of
+// What senders say over the fabric itself: "these bytes of this version are with you" and the amax values of
 // blocks that straddle shards. Fixed little-endian layouts. They arrive from a port that authenticates nobody:
 // parse() checks lengths, the token that came over the control plane says whether they belong here.
 #pragma once
@@ -10,14 +10,17 @@
 #include <variant>
 
 #include "quant/digest.h"
+#include "schedule/catalog.h"
 
 namespace weightcast {
 
-// Trainer to server, after a flush: some of what the table says that this pair moves has arrived. See signals_of().
+// From a trainer, or from a server that passes on, to a server, after a flush: some of what the table says that this
+// pair moves has arrived. See ExpectedSender::signals.
 struct Signal {
   std::uint64_t token = 0;  // of the attempt, see Begin
   std::uint64_t version = 0;
-  std::uint32_t trainer = 0;
+  Role role = Role::trainer;  // of the sender
+  std::uint32_t sender = 0;   // its rank
   std::uint32_t server = 0;
   std::uint32_t ordinal = 0;  // of this signal among those of its pair, from 0; they arrive in any order
   std::uint64_t bytes = 0;    // that it covers

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <atomic>
-#include <map>
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -14,6 +13,7 @@
 #include "plugin/fabric_options.h"
 #include "plugin/incarnation.h"
 #include "plugin/member_loop.h"
+#include "plugin/peer_links.h"
 #include "plugin/pipeline.h"
 #include "plugin/serial_worker.h"
 #include "plugin/trainer_core.h"
@@ -45,7 +45,7 @@ struct Trainer::State final : FabricListener {
     worker.close();  // nothing is in flight then, so leaving is safe
     loop->stop();
     {
-      const std::scoped_lock lock(peers_mutex);
+      const std::scoped_lock lock(pipeline_mutex);
       pipeline_now = nullptr;  // peers may still send
     }
     pipeline.reset();
@@ -66,7 +66,7 @@ struct Trainer::State final : FabricListener {
     } else if (const auto* drop = std::get_if<DropServers>(&action)) {
       Pipeline* running = pipeline_now.load();
       for (const std::uint32_t server : drop->servers) {
-        forget_link({Role::server, server});
+        links.forget({Role::server, server});
         if (running != nullptr) running->drop(server);
       }
     } else if (const auto* lease = std::get_if<SetLease>(&action)) {
@@ -105,21 +105,13 @@ struct Trainer::State final : FabricListener {
     loop->post(std::move(answer));
   }
 
-  struct KnownPeer {
-    PeerId id = 0;
-    std::uint64_t incarnation = 0;
-    std::vector<std::uint8_t> card;
-    bool failed = false;
-  };
-  using PeerName = std::pair<Role, std::uint32_t>;
-
   void make_links(const TableOffer& offer) {
     const auto start = Clock::now();
     Linked answer;
     answer.generation = offer.generation;
     try {
       TrainerTable table = decode_trainer_table(offer.table, catalog);
-      std::set<PeerName> needed;
+      std::set<RankKey> needed;
       for (const TrainerStep& step : table.steps) {
         for (const TargetExtent& target : step.targets) needed.insert({Role::server, target.server});
       }
@@ -127,18 +119,10 @@ struct Trainer::State final : FabricListener {
         for (const TargetExtent& target : step.targets) needed.insert({Role::server, target.server});
       }
       for (const AmaxMessage& exchange : table.amax_out) needed.insert({Role::trainer, exchange.to});
-      forget_all_but(needed, offer);
-      Routes routes;
       const Deadline deadline = Deadline::after(Milliseconds(config.times.join_ms));
-      for (const PeerCard& peer : offer.peers) {
-        if (!needed.contains({peer.role, peer.rank})) continue;
-        const PeerId id = link_to(peer, deadline);
-        auto& routes_of_role = peer.role == Role::server ? routes.servers : routes.trainers;
-        routes_of_role[peer.rank] = {id, peer.placements};
-        const PeerFacts facts = fabric->peer_facts(id);
-        answer.paths.push_back(fmt::format("{} over {}", facts.name, facts.path));
-      }
+      Routes routes = links.make(*fabric, needed, offer.peers, deadline);
       pipeline->adopt(std::move(table), routes);
+      answer.paths = std::move(routes.paths);
     } catch (const Error& error) {
       answer.status = error.status();
     }
@@ -146,52 +130,11 @@ struct Trainer::State final : FabricListener {
     loop->post(std::move(answer));
   }
 
-  // Disconnects whom the new plan does not need, who came back as another process or card, or whose link failed.
-  void forget_all_but(const std::set<PeerName>& needed, const TableOffer& offer) {
-    std::vector<PeerId> stale;
-    {
-      const std::scoped_lock lock(peers_mutex);
-      for (auto it = peers.begin(); it != peers.end();) {
-        bool keep = needed.contains(it->first) && !it->second.failed;
-        for (const PeerCard& peer : offer.peers) {
-          if (PeerName(peer.role, peer.rank) != it->first) continue;
-          keep = keep && peer.incarnation == it->second.incarnation && peer.card == it->second.card;
-        }
-        if (!keep) stale.push_back(it->second.id);
-        it = keep ? std::next(it) : peers.erase(it);
-      }
-    }
-    for (const PeerId id : stale) fabric->disconnect(id);
-  }
-
-  PeerId link_to(const PeerCard& peer, Deadline deadline) {
-    const PeerName name{peer.role, peer.rank};
-    {
-      const std::scoped_lock lock(peers_mutex);
-      if (const auto known = peers.find(name); known != peers.end()) return known->second.id;
-    }
-    const auto* card = reinterpret_cast<const std::byte*>(peer.card.data());
-    const PeerId id =
-        fabric->connect(fmt::format("{} {}", to_string(peer.role), peer.rank), {card, peer.card.size()}, deadline);
-    const std::scoped_lock lock(peers_mutex);
-    peers[name] = {id, peer.incarnation, peer.card, false};
-    return id;
-  }
-
-  // The peer is disconnected. If it lives, it may be back in the next plan with the same card: it is linked anew then.
-  void forget_link(const PeerName& name) {
-    const std::scoped_lock lock(peers_mutex);
-    if (const auto known = peers.find(name); known != peers.end()) known->second.failed = true;
-  }
-
   void run(const Move& order) {
     const MoveResult result = pipeline->move(order.version, order.token);
     if (result.cut_off) {
-      const std::scoped_lock lock(peers_mutex);
-      for (auto& [name, peer] : peers) {
-        if (std::exchange(peer.failed, true) || name.first != Role::server) continue;
-        loop->post(
-            PeerFailed{name.first, name.second, "it did not take its bytes"});  // it may still, and must evade them
+      for (const RankKey& peer : links.fail_all()) {  // they may take their bytes still, and must evade them
+        if (peer.role == Role::server) loop->post(PeerFailed{peer.role, peer.rank, "it did not take its bytes"});
       }
     }
     loop->post(Moved{order.version, order.token, result.status, result.bytes, result.seconds, result.cast_seconds,
@@ -202,16 +145,12 @@ struct Trainer::State final : FabricListener {
   void on_message(std::span<const std::byte> bytes) override {
     const FabricMessage message = parse_fabric_message(bytes);
     const auto* amax = std::get_if<AmaxValues>(&message);
-    const std::scoped_lock lock(peers_mutex);  // until on_amax() returns the pipeline stays
+    const std::scoped_lock lock(pipeline_mutex);  // until on_amax() returns the pipeline stays
     Pipeline* running = pipeline_now.load();
     if (amax != nullptr && running != nullptr) running->on_amax(*amax);
   }
   void on_peer_failure(PeerId id, const Status& cause) override {
-    const std::scoped_lock lock(peers_mutex);
-    for (auto& [name, peer] : peers) {
-      if (peer.id != id || std::exchange(peer.failed, true)) continue;
-      loop->post(PeerFailed{name.first, name.second, cause.message()});
-    }
+    if (const auto name = links.fail(id)) loop->post(PeerFailed{name->role, name->rank, cause.message()});
   }
 
   const Config config;
@@ -223,9 +162,9 @@ struct Trainer::State final : FabricListener {
   std::atomic<Fabric*> fabric_now{nullptr};
   std::atomic<Clock::time_point> lease_until{Clock::time_point{}};  // no put before the controller's first answer
   std::atomic<Pipeline*> pipeline_now{nullptr};
-  std::mutex peers_mutex;
-  std::map<PeerName, KnownPeer> peers;  // guarded by peers_mutex
-  std::uint64_t token = 0;              // of the last Move; of the loop's thread
+  std::mutex pipeline_mutex;
+  PeerLinks links;
+  std::uint64_t token = 0;  // of the last Move; of the loop's thread
   SerialWorker worker;
   std::unique_ptr<TrainerLoop> loop;
   std::mutex push_mutex;  // one push at a time

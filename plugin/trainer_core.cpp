@@ -136,11 +136,13 @@ void TrainerCore::on_message(const Message& message) {
   } else if (const auto* abort = std::get_if<Abort>(&message)) {
     if (moving_ && moving_token_ == abort->token) {
       quiesce_owed_ = true;
+      again_ = abort->again;
       actions_.push_back(StopMoving{Status(abort->code, abort->text)});
     } else {
       send(Quiesced{abort->version, abort->token});
     }
-    if (view_.pushing == abort->version) end(Status(abort->code, abort->text));
+    const bool keeps = abort->again && view_.released != view_.pushing;
+    if (view_.pushing == abort->version && !keeps) end(Status(abort->code, abort->text));
   } else if (const auto* drop = std::get_if<Drop>(&message)) {
     actions_.push_back(DropServers{drop->servers});
   } else if (const auto* done = std::get_if<Done>(&message)) {
@@ -159,13 +161,15 @@ void TrainerCore::on_go(const Go& go) {
   moving_token_ = go.token;
   moving_ticket_ = view_.push_ticket;
   quiesce_owed_ = false;
+  again_ = false;
   actions_.push_back(Move{go.version, go.token});
 }
 
 void TrainerCore::on_moved(const Moved& moved) {
   moving_ = false;
   const bool current = moving_ticket_ == view_.push_ticket;  // else its caller has given it up
-  if (current) view_.released = moved.version;
+  const bool again = std::exchange(again_, false) && current && view_.pushing == moved.version;
+  if (current && !again) view_.released = moved.version;
   if (std::exchange(quiesce_owed_, false)) {
     send(Quiesced{moved.version, moving_token_});
   } else if (moved.status.ok()) {
@@ -176,7 +180,7 @@ void TrainerCore::on_moved(const Moved& moved) {
     send(Quiesced{moved.version, moving_token_});
   }
   if (!view_.fatal.ok()) return;
-  if (!moved.status.ok() && current && view_.pushing != 0) end(moved.status);
+  if (!moved.status.ok() && current && !again && view_.pushing != 0) end(moved.status);
   if (rejoin_owed_ || moved.cut_off) send_join();
   link_next();
 }

@@ -136,6 +136,7 @@ class TrainerCore {
   std::uint64_t moving_token_ = 0;
   std::uint64_t moving_ticket_ = 0;
   bool quiesce_owed_ = false;  // the controller waits for Quiesced of moving_token_
+  bool again_ = false;         // the attempt under way is given up, its version is offered again to the next plan
   bool rejoin_owed_ = false;   // a join waits until nothing is in flight
   bool silent_ = false;        // the controller has not answered for too long
   Clock::time_point last_beat_;

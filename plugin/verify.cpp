@@ -22,15 +22,33 @@ void Verifier::adopt(const ServerTable& table) {
   signals_.clear();
   on_gpu_.clear();
   for (const ExpectedSender& sender : table.senders) {
-    auto piece = sender.pieces.begin();
-    for (const SignalExtent& signal : signals_of(sender, catalog_)) {
-      const std::size_t first = parts_.size();
-      for (const auto end = piece + static_cast<std::ptrdiff_t>(signal.pieces); piece != end; ++piece) {
-        add_parts_of(*piece);
-      }
-      signals_[sender.trainer].push_back({first, parts_.size()});
+    std::size_t first_piece = 0;
+    for (std::uint32_t ordinal = 0; ordinal < sender.signals.size(); ++ordinal) {
+      add_signal(sender, ordinal, first_piece);
+      first_piece += sender.signals[ordinal].pieces;
     }
   }
+}
+
+void Verifier::add_signal(const ExpectedSender& sender, std::uint32_t ordinal, std::size_t first_piece) {
+  std::vector<std::vector<std::uint32_t>> forwards_of(sender.signals[ordinal].pieces);
+  std::uint32_t forwards = 0;
+  for (const Forward& forward : sender.forwards) {
+    if (forward.signal != ordinal) continue;
+    for (const ForwardedPiece& piece : forward.pieces) forwards_of[piece.piece - first_piece].push_back(forwards);
+    ++forwards;
+  }
+  std::map<std::vector<std::uint32_t>, std::vector<std::size_t>> alike;  // pieces
+  for (std::size_t i = 0; i < forwards_of.size(); ++i) alike[std::move(forwards_of[i])].push_back(first_piece + i);
+  Covered covered;
+  covered.forwarded.resize(forwards);
+  for (const auto& [passed_on, pieces] : alike) {
+    Lot lot{parts_.size(), 0, passed_on};  // to a server that keeps a piece twice: counted twice, as there
+    for (const std::size_t piece : pieces) add_parts_of(sender.pieces[piece]);
+    lot.end = parts_.size();
+    covered.lots.push_back(std::move(lot));
+  }
+  signals_[{sender.role, sender.rank}].push_back(std::move(covered));
 }
 
 void Verifier::add_parts_of(const Piece& piece) {
@@ -90,37 +108,57 @@ Digest Verifier::digest_on_gpu(std::size_t first, std::size_t end, const Landing
   return known->findings.digest(0);
 }
 
-Status Verifier::verify(const LandingMemory& landing, const Signal& signal) {
-  const auto planned = signals_.find(signal.trainer);
-  if (planned == signals_.end() || signal.ordinal >= planned->second.size()) {
-    return {Code::invalid_argument, fmt::format("{}, version {}: no signal {} of trainer {} is planned",
-                                                name_of(catalog_), signal.version, signal.ordinal, signal.trainer)};
-  }
-  const auto [first, end] = planned->second[signal.ordinal];
+Digest Verifier::digest_of(const Lot& lot, const LandingMemory& landing, std::uint64_t version) {
+  if (lot.first == lot.end) return 0;
+  if (is_on_gpu(lot.first)) return digest_on_gpu(lot.first, lot.end, landing, version);
   std::atomic<Digest> digest{0};
-  if (first != end && is_on_gpu(first)) {
-    try {
-      return compared(signal, digest_on_gpu(first, end, landing, signal.version));
-    } catch (const Error& error) {
-      return {error.code(), fmt::format("{}, version {}: {}", name_of(catalog_), signal.version, error.what())};
-    }
-  }
-  std::atomic<std::size_t> next{first};
-  const auto work = [&, last = end](std::size_t) {
-    for (std::size_t index = next++; index < last; index = next++) {
-      digest += digest_of(parts_[index], landing, signal.version);
+  std::atomic<std::size_t> next{lot.first};
+  const auto work = [&](std::size_t) {
+    for (std::size_t index = next++; index < lot.end; index = next++) {
+      digest += digest_of(parts_[index], landing, version);
     }
   };
   team_.run(std::cref(work));  // by reference: nothing is allocated
-  return compared(signal, digest);
+  return digest;
+}
+
+Verifier::Covered* Verifier::find(const Signal& signal) {
+  const auto known = signals_.find({signal.role, signal.sender});
+  return known == signals_.end() || signal.ordinal >= known->second.size() ? nullptr : &known->second[signal.ordinal];
+}
+
+Status Verifier::verify(const LandingMemory& landing, const Signal& signal) {
+  Covered* covered = find(signal);
+  if (covered == nullptr) {
+    return {Code::invalid_argument, fmt::format("{}, version {}: no signal {} of {} {} is planned", name_of(catalog_),
+                                                signal.version, signal.ordinal, to_string(signal.role), signal.sender)};
+  }
+  std::fill(covered->forwarded.begin(), covered->forwarded.end(), 0);
+  Digest whole = 0;
+  try {
+    for (const Lot& lot : covered->lots) {
+      const Digest digest = digest_of(lot, landing, signal.version);
+      whole += digest;
+      for (const std::uint32_t forward : lot.forwards) covered->forwarded[forward] += digest;
+    }
+  } catch (const Error& error) {
+    return {error.code(), fmt::format("{}, version {}: {}", name_of(catalog_), signal.version, error.what())};
+  }
+  return compared(signal, whole);
+}
+
+std::span<const Digest> Verifier::forwarded_digests(const Signal& signal) {
+  const Covered* covered = find(signal);
+  return covered == nullptr ? std::span<const Digest>() : covered->forwarded;
 }
 
 Status Verifier::compared(const Signal& signal, Digest digest) const {
   if (digest == signal.digest) return {};
   return {Code::corrupted,
-          fmt::format("{}, version {}: the {} bytes from trainer {} are not what it sent (digest {:016x}, sent as "
+          fmt::format("{}, version {}: the {} bytes from {} {} are not what it sent (digest {:016x}, sent as "
                       "{:016x}): refused; push again, and check memory and network if it repeats",
-                      name_of(catalog_), signal.version, signal.bytes, signal.trainer, digest, signal.digest)};
+                      name_of(catalog_), signal.version, signal.bytes, to_string(signal.role), signal.sender, digest,
+                      signal.digest)};
 }
 
 }  // namespace weightcast

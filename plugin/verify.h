@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "plugin/landing.h"
@@ -24,6 +25,8 @@ class Verifier {
   void adopt(const ServerTable& table);
   // Code::corrupted: what landed is not what the signal says. Code::invalid_argument: not a signal of the table.
   [[nodiscard]] Status verify(const LandingMemory& landing, const Signal& signal);
+  // Of a signal that was verified last: the digest of what each of its Forwards passes on, in the table's order.
+  [[nodiscard]] std::span<const Digest> forwarded_digests(const Signal& signal);
 
  private:
   // Some rows of a piece.
@@ -39,17 +42,26 @@ class Verifier {
   [[nodiscard]] Digest digest_on_gpu(std::size_t first, std::size_t end, const LandingMemory& landing,
                                      std::uint64_t version);
   [[nodiscard]] Digest digest_of(const Part& part, const LandingMemory& landing, std::uint64_t version) const;
+  // Parts that are passed on to the same servers, and so share a digest.
+  struct Lot {
+    std::size_t first = 0;  // of parts_
+    std::size_t end = 0;
+    std::vector<std::uint32_t> forwards;  // positions among the signal's
+  };
+  struct Covered {
+    std::vector<Lot> lots;
+    std::vector<Digest> forwarded;  // by forward
+  };
+  void add_signal(const ExpectedSender& sender, std::uint32_t ordinal, std::size_t first_piece);
   void add_parts_of(const Piece& piece);
+  [[nodiscard]] Digest digest_of(const Lot& lot, const LandingMemory& landing, std::uint64_t version);
+  [[nodiscard]] Covered* find(const Signal& signal);
   [[nodiscard]] Status compared(const Signal& signal, Digest digest) const;
 
   const Catalog& catalog_;
   std::vector<Part> parts_;
-  struct Range {
-    std::size_t first = 0;
-    std::size_t end = 0;
-  };
-  std::map<std::uint32_t, std::vector<Range>> signals_;  // by trainer and ordinal: what of parts_ a signal covers
-  // What one range is to the GPU that holds it, laid out when it is asked for first.
+  std::map<RankKey, std::vector<Covered>> signals_;  // by sender and ordinal
+  // What one lot is to the GPU that holds it, laid out when it is asked for first.
   struct OnGpu {
     int device = 0;
     GpuDigest digest;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <utility>
 
 #include "quant/gpu_image.h"
 #include "quant/gpu_tables.h"
@@ -170,6 +171,22 @@ void append_parts(const GpuDigestJob& job, std::uint32_t number, std::vector<Dig
   }
 }
 
+// Each group's tiles in their order, spread evenly over the whole.
+void interleave_groups(std::vector<CopyTile>& tiles) {
+  std::array<std::uint64_t, GpuCopy::kGroups> of_group{};
+  for (const CopyTile& tile : tiles) ++of_group[tile.group];
+  if (tiles.empty() || of_group[tiles.front().group] == tiles.size()) return;
+  std::array<std::uint64_t, GpuCopy::kGroups> placed{};
+  std::vector<std::pair<double, CopyTile>> order;
+  order.reserve(tiles.size());
+  for (const CopyTile& tile : tiles) {
+    const auto ordinal = static_cast<double>(placed[tile.group]++);
+    order.emplace_back(ordinal / static_cast<double>(of_group[tile.group]), tile);
+  }
+  std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  for (std::size_t index = 0; index < tiles.size(); ++index) tiles[index] = order[index].second;
+}
+
 }  // namespace
 
 // ---- GpuFindings ----
@@ -294,10 +311,11 @@ GpuCopy::GpuCopy(std::span<const GpuCopyJob> jobs) {
   std::vector<CopyTile> tiles;
   for (const GpuCopyJob& job : jobs) {
     for (std::uint64_t first = 0; first < job.bytes; first += kCopyTileBytes) {
-      const std::uint64_t bytes = std::min<std::uint64_t>(kCopyTileBytes, job.bytes - first);
-      tiles.push_back({device(job.from + first), device(job.to + first), bytes, 0});
+      const auto bytes = static_cast<std::uint32_t>(std::min<std::uint64_t>(kCopyTileBytes, job.bytes - first));
+      tiles.push_back({device(job.from + first), device(job.to + first), bytes, job.group, 0});
     }
   }
+  interleave_groups(tiles);
   tiles_ = upload(tiles);
   count_ = static_cast<std::uint32_t>(tiles.size());
 }
@@ -311,8 +329,9 @@ void GpuRead::launch(const CudaStream& stream) const {
   weightcast::launch("read_only", tiles, kTileThreads, stream.get(), memory_, bytes_);
 }
 
-void GpuCopy::launch(const CudaStream& stream) const {
-  weightcast::launch("copy", count_, kTileThreads, stream.get(), tiles_.get(), count_);
+void GpuCopy::launch(const CudaStream& stream, unsigned blocks, std::uint64_t left_out) const {
+  weightcast::launch("copy", blocks == 0 ? count_ : std::min(blocks, count_), kTileThreads, stream.get(), tiles_.get(),
+                     count_, left_out);
 }
 
 }  // namespace weightcast

@@ -124,13 +124,20 @@ struct GpuCopyJob {
   const std::byte* from = nullptr;
   std::byte* to = nullptr;
   std::uint64_t bytes = 0;
+  std::uint32_t group = 0;  // below GpuCopy::kGroups: one target's, which a launch may leave out
 };
 
-// Many copies as one launch, e.g. the commit of a staged version. Sources and targets do not overlap.
+// Many copies as one launch, e.g. the commit of a staged version, or what goes into another device's memory, where that
+// is mapped. Sources and targets do not overlap. 16 bytes at a time where both ends are aligned to it, else 4, else 1.
+// Groups are copied side by side, so that the links of all targets are busy from the first to the last.
 class GpuCopy {
  public:
+  static constexpr std::uint32_t kGroups = 64;
+
   explicit GpuCopy(std::span<const GpuCopyJob> jobs);
-  void launch(const CudaStream& stream) const;
+  // `blocks`: of 256 threads, how many share the work; 0: as many as there is work for, which take the whole device.
+  // Jobs of group g are left out where bit g of `left_out` is set.
+  void launch(const CudaStream& stream, unsigned blocks = 0, std::uint64_t left_out = 0) const;
 
  private:
   DeviceBuffer tiles_;

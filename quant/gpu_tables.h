@@ -88,7 +88,8 @@ struct DigestPart {
 struct CopyTile {
   const unsigned char* from;
   unsigned char* to;
-  std::uint64_t bytes;  // at most kCopyTileBytes
+  std::uint32_t bytes;  // at most kCopyTileBytes
+  std::uint32_t group;
   std::uint64_t unused;
 };
 static_assert(sizeof(CopyTile) == 32);

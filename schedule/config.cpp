@@ -54,9 +54,10 @@ struct Key {
   }
 };
 
-constexpr std::array<std::pair<std::string_view, std::string_view>, 4> kSections = {{
+constexpr std::array<std::pair<std::string_view, std::string_view>, 5> kSections = {{
     {"controller", "Who takes part, and where the controller is."},
     {"fabric", "The data plane: UCX and the interfaces that it may use."},
+    {"links", "How fast this rank's links are; where every rank says so, plans share the bytes out by it and relay."},
     {"times", "Bounds of every wait, and how soon a silent rank counts as dead."},
     {"performance", "Changes how fast an update is, never its result."},
 }};
@@ -64,6 +65,7 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 4> kSections
 constexpr Pattern kNotEmpty{"^.+$", "a text that is not empty"};
 constexpr Within kWait{1, 86'400'000};
 constexpr Within kCount{1, 1U << 20};
+constexpr Within kRate{0, 1U << 31};
 
 Key key(std::string_view section, std::string_view name, Field field, Rule rule, std::string_view text) {
   return {section, name, field, std::move(rule), text};
@@ -135,6 +137,20 @@ std::vector<Key> fabric_keys() {
   };
 }
 
+std::vector<Key> link_keys() {
+  return {
+      key(
+          "links", "node", [](Config & c) -> auto& { return c.links.node; }, Any{},
+          "Ranks that name the same node share a host; empty: the host that this process runs on."),
+      key(
+          "links", "nic_mbs", [](Config & c) -> auto& { return c.links.nic_mbs; }, kRate,
+          "MB/s of this rank's NICs, each way; 0: unknown."),
+      key(
+          "links", "nvlink_mbs", [](Config & c) -> auto& { return c.links.nvlink_mbs; }, kRate,
+          "MB/s from this rank to the others of its node; 0: there is no such link."),
+  };
+}
+
 std::vector<Key> time_keys() {
   return {
       key(
@@ -181,13 +197,17 @@ std::vector<Key> performance_keys() {
       key(
           "performance", "spin", [](Config & c) -> auto& { return c.performance.spin; },
           OneOf{{"auto", "always", "never"}}, "Busy-poll during an update; auto: where cores are free."),
+      key(
+          "performance", "relay", [](Config & c) -> auto& { return c.performance.relay; }, Any{},
+          "Servers pass on to others where that is faster; needs links.nic_mbs of every rank. The controller's "
+          "counts."),
   };
 }
 
 const std::vector<Key>& keys() {
   static const std::vector<Key> all = [] {
     std::vector<Key> list;
-    for (auto part : {top_level_keys, controller_keys, fabric_keys, time_keys, performance_keys}) {
+    for (auto part : {top_level_keys, controller_keys, fabric_keys, link_keys, time_keys, performance_keys}) {
       for (auto& entry : part()) list.push_back(std::move(entry));
     }
     return list;

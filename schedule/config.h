@@ -30,6 +30,11 @@ struct Config {
     bool allow_emulation = false;
     bool same_host_shortcuts = true;
   } fabric;
+  struct Links {
+    std::string node;              // ranks that name the same one share a host; empty: the host that runs this process
+    std::uint32_t nic_mbs = 0;     // MB/s of this rank's NICs, each way; 0: unknown
+    std::uint32_t nvlink_mbs = 0;  // MB/s to the other ranks of its node; 0: there is no such link
+  } links;
   struct Times {
     std::uint32_t join_ms = 60000;          // until every rank has joined and is connected
     std::uint32_t update_ms = 60000;        // one update, push to ready
@@ -48,6 +53,7 @@ struct Config {
     std::uint32_t window = 8;                   // puts in flight per peer
     std::uint32_t threads = 0;  // that cast or verify, in each rank; 0: a quarter of the cores, at most 4
     std::string spin = "auto";  // "auto", "always", "never": busy-poll during an update
+    bool relay = true;          // the controller's: servers pass on to others where all ranks say how fast links are
   } performance;
 };
 

@@ -117,7 +117,7 @@ std::vector<Box> chunks_of(const Box& box, const Box& frame, Recipe recipe, std:
 
 std::vector<SignalExtent> signals_of(std::span<const std::uint64_t> piece_bytes) {
   constexpr std::uint64_t kMostSignals = 16;          // so that signals stay O(pairs)
-  constexpr std::uint64_t kFewestBytes = 8ULL << 20;  // less is verified in a millisecond, hardly worth a message
+  constexpr std::uint64_t kFewestBytes = 1ULL << 20;  // less is verified and passed on sooner than it is told
   const std::uint64_t total = std::accumulate(piece_bytes.begin(), piece_bytes.end(), std::uint64_t{0});
   const std::uint64_t enough = std::max(kFewestBytes, total / kMostSignals);
   std::vector<SignalExtent> signals;
@@ -127,14 +127,6 @@ std::vector<SignalExtent> signals_of(std::span<const std::uint64_t> piece_bytes)
     signals.back().bytes += bytes;
   }
   return signals;
-}
-
-std::vector<SignalExtent> signals_of(const ExpectedSender& sender, const Catalog& own) {
-  std::vector<std::uint64_t> piece_bytes;
-  for (const Piece& piece : sender.pieces) {
-    piece_bytes.push_back(static_cast<std::uint64_t>(elements(piece.box)) * stored_bytes(own.entries[piece.entry]));
-  }
-  return signals_of(piece_bytes);
 }
 
 TrainerTable trainer_table(const Plan& plan, const Catalogs& catalogs, std::uint32_t trainer) {
@@ -162,27 +154,9 @@ TrainerTable trainer_table(const Plan& plan, const Catalogs& catalogs, std::uint
   return table;
 }
 
-ServerTable server_table(const Plan& plan, const Catalogs&, std::uint32_t server) {
-  std::map<std::uint32_t, ExpectedSender> senders;
-  const auto expect = [&](const auto& step, const Box& box, std::uint64_t element) {
-    const auto takes = [&](const Destination& to) { return to.server == server; };
-    if (std::none_of(step.destinations.begin(), step.destinations.end(), takes)) return;
-    auto& sender = senders[step.trainer];
-    sender.trainer = step.trainer;
-    for (std::uint32_t i = 0; i < step.count; ++i) {  // tensor by tensor, as the trainer sends
-      for (const auto& to : step.destinations) {
-        if (!takes(to)) continue;
-        sender.pieces.push_back({plan.columns[to.column][step.first + i], box});
-        sender.bytes += static_cast<std::uint64_t>(elements(box)) * element;
-      }
-    }
-  };
-  for (const auto& step : plan.steps) expect(step, step.box, element_bytes(step.recipe));
-  for (const auto& step : plan.scale_steps) expect(step, step.blocks, scale_bytes(step.recipe));
-  ServerTable table;
-  table.server = server;
-  for (auto& [trainer, sender] : senders) table.senders.push_back(std::move(sender));
-  return table;
+bool passes_on(const ServerTable& table) {
+  return std::any_of(table.senders.begin(), table.senders.end(),
+                     [](const ExpectedSender& sender) { return !sender.forwards.empty(); });
 }
 
 }  // namespace weightcast

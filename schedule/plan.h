@@ -170,37 +170,54 @@ struct TrainerTable {
   friend bool operator==(const TrainerTable&, const TrainerTable&) = default;
 };
 
-// What one sender writes to a server: the pieces that its signal covers.
-struct Piece {
-  std::uint32_t entry = 0;  // in the server's catalog
-  Box box;                  // tensor (or block) coordinates
-  friend bool operator==(const Piece&, const Piece&) = default;
-};
-struct ExpectedSender {
-  std::uint32_t trainer = 0;
-  std::uint64_t bytes = 0;
-  std::vector<Piece> pieces;
-  friend bool operator==(const ExpectedSender&, const ExpectedSender&) = default;
-};
-struct ServerTable {
-  std::uint32_t server = 0;
-  std::vector<ExpectedSender> senders;  // only those that send something
-  friend bool operator==(const ServerTable&, const ServerTable&) = default;
-};
-
-// A sender signals to each of its servers several times, so that a server verifies what has come while the rest is on
-// its way. Both derive from their tables what each signal covers: a run of pieces, in the order of the table (steps,
-// then scale steps), from the bytes of each piece.
+// A sender signals to each of its servers several times, so that a server verifies what has come, and passes it on,
+// while the rest is on its way. What each signal of a trainer covers derives from the bytes of its pieces, in the order
+// of the table (steps, then scale steps); a server's signals cover what it passes on of one signal that it got.
 struct SignalExtent {
   std::size_t pieces = 0;
   std::uint64_t bytes = 0;
   friend bool operator==(const SignalExtent&, const SignalExtent&) = default;
 };
 [[nodiscard]] std::vector<SignalExtent> signals_of(std::span<const std::uint64_t> piece_bytes);
-[[nodiscard]] std::vector<SignalExtent> signals_of(const ExpectedSender& sender, const Catalog& own);
 
-// Plans without relay only: a server's table does not say yet what it passes on.
+// What one sender writes to a server.
+struct Piece {
+  std::uint32_t entry = 0;  // in the server's catalog
+  Box box;                  // tensor (or block) coordinates
+  friend bool operator==(const Piece&, const Piece&) = default;
+};
+// A piece that is passed on, as it stands: to the same box of an entry with the same frame.
+struct ForwardedPiece {
+  std::uint32_t piece = 0;  // of the sender's
+  TargetExtent to;
+  friend bool operator==(const ForwardedPiece&, const ForwardedPiece&) = default;
+};
+// What a server passes on to another one as soon as it has verified a signal, with one signal of its own behind it.
+struct Forward {
+  std::uint32_t signal = 0;   // that is verified: ordinal among its sender's
+  std::uint32_t server = 0;   // to whom
+  std::uint32_t ordinal = 0;  // of the signal to that server, among those that this server sends it
+  std::vector<ForwardedPiece> pieces;
+  friend bool operator==(const Forward&, const Forward&) = default;
+};
+struct ExpectedSender {
+  Role role = Role::trainer;
+  std::uint32_t rank = 0;
+  std::uint64_t bytes = 0;
+  std::vector<Piece> pieces;          // signal by signal
+  std::vector<SignalExtent> signals;  // by ordinal
+  std::vector<Forward> forwards;      // by signal
+  friend bool operator==(const ExpectedSender&, const ExpectedSender&) = default;
+};
+struct ServerTable {
+  std::uint32_t server = 0;
+  std::vector<ExpectedSender> senders;  // only those that send something; by role and rank
+  friend bool operator==(const ServerTable&, const ServerTable&) = default;
+};
+[[nodiscard]] bool passes_on(const ServerTable& table);
+
 [[nodiscard]] TrainerTable trainer_table(const Plan& plan, const Catalogs& catalogs, std::uint32_t trainer);
+// Of all servers at once, see server_tables.h.
 [[nodiscard]] ServerTable server_table(const Plan& plan, const Catalogs& catalogs, std::uint32_t server);
 
 // CBOR, versioned (FORMATS.md). Parsers throw Error{invalid_argument}; indexes and boxes are checked against

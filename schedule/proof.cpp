@@ -216,16 +216,27 @@ void check_routes(const Plan& plan, const Catalogs& catalogs, Facts& facts, Proo
 
 }  // namespace proof
 
-Proof prove(const Plan& plan, const Catalogs& catalogs, const Topology& topology) {
-  Proof proof;
-  proof::Facts facts(plan, catalogs);
-  proof::check_routes(plan, catalogs, facts, proof);
+Prover::Prover(const Catalogs& catalogs) : facts_(std::make_unique<proof::CatalogFacts>(catalogs)) {
   proof::check_memory(catalogs);
+}
+Prover::Prover(Prover&&) noexcept = default;
+Prover& Prover::operator=(Prover&&) noexcept = default;
+Prover::~Prover() = default;
+
+Proof Prover::prove(const Plan& plan, const Topology& topology) const {
+  const auto& catalogs = facts_->catalogs();
+  Proof proof;
+  proof::Facts facts(plan, *facts_);
+  proof::check_routes(plan, catalogs, facts, proof);
   proof::check_coverage(plan, catalogs, facts, proof);
   proof::check_amax(plan, catalogs, facts, proof);
   proof::check_chunks(plan, catalogs);
   proof::check_totals(plan, catalogs, topology);
   return proof;
+}
+
+Proof prove(const Plan& plan, const Catalogs& catalogs, const Topology& topology) {
+  return Prover(catalogs).prove(plan, topology);
 }
 
 }  // namespace weightcast

@@ -2,11 +2,16 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 
 #include "schedule/plan.h"
 #include "schedule/topology.h"
 
 namespace weightcast {
+
+namespace proof {
+class CatalogFacts;
+}
 
 struct Proof {
   std::uint64_t destination_bytes = 0;  // each written exactly once
@@ -21,5 +26,20 @@ struct Proof {
 // amax of all of that block. Throws Error{corrupted} with the first violation. `topology` tells NVLink from NICs in the
 // totals; without it every rank is a node of its own.
 [[nodiscard]] Proof prove(const Plan& plan, const Catalogs& catalogs, const Topology& topology = {});
+
+// The same in two steps: half of the work needs no plan, and can be done on another core while the plan is being made.
+class Prover {
+ public:
+  // Throws what is wrong with the catalogs, which must outlive it.
+  explicit Prover(const Catalogs& catalogs);
+  Prover(Prover&&) noexcept;
+  Prover& operator=(Prover&&) noexcept;
+  ~Prover();
+
+  [[nodiscard]] Proof prove(const Plan& plan, const Topology& topology = {}) const;
+
+ private:
+  std::unique_ptr<const proof::CatalogFacts> facts_;
+};
 
 }  // namespace weightcast

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -24,6 +25,52 @@ template <class... Args>
               fmt::format("the plan is wrong and is not used: {}", fmt::format(format, std::forward<Args>(args)...)));
 }
 
+// What is known of the catalogs before there is a plan, read once for all ranks that share a list of entries.
+class CatalogFacts {
+ public:
+  // Equal numbers: the same tensor; the same box in the same format.
+  struct Mark {
+    std::uint32_t tensor = 0;
+    std::uint32_t kind = 0;
+  };
+  struct List {
+    const Catalog* catalog = nullptr;  // of the first rank that has it
+    std::vector<Mark> marks;           // by entry
+  };
+
+  // Checks the catalogs: ranks in their places, boxes within tensors, memory within regions, scales of whole blocks.
+  // They must outlive it.
+  explicit CatalogFacts(const Catalogs& catalogs);
+
+  [[nodiscard]] const Catalogs& catalogs() const { return catalogs_; }
+  [[nodiscard]] const std::vector<List>& lists() const { return lists_; }
+  // The list that a rank has, by rank.
+  [[nodiscard]] const std::vector<std::size_t>& of_trainers() const { return trainer_lists_; }
+  [[nodiscard]] const std::vector<std::size_t>& of_servers() const { return server_lists_; }
+
+ private:
+  void add_side(const std::vector<Catalog>& catalogs, Role role, std::vector<std::size_t>& lists);
+  void mark_entries(List& list);
+  std::uint32_t number_of(const SharedText& name);
+  std::uint32_t kind_of(const Entry& entry);
+
+  const Catalogs& catalogs_;
+  std::vector<List> lists_;
+  std::vector<std::size_t> trainer_lists_;
+  std::vector<std::size_t> server_lists_;
+  std::uint32_t last_number_ = 0;
+  std::vector<const void*> names_;                          // by number: the identity of a name
+  std::unordered_map<const void*, std::uint32_t> numbers_;  // by the identity of a name
+  std::unordered_map<std::string_view, std::uint32_t> numbers_by_name_;
+  struct Kind {
+    const Entry* first = nullptr;
+    std::uint32_t next = 0;  // the kind that followed last: layers repeat
+  };
+  std::uint32_t last_kind_ = 0;
+  std::vector<Kind> kinds_;
+  std::map<Box, std::vector<std::uint32_t>> kinds_by_box_;
+};
+
 // What a column means in the catalog of a rank. All of its entries are alike but for their tensor and address.
 struct ColumnFacts {
   const Entry* entry = nullptr;        // the first
@@ -31,30 +78,27 @@ struct ColumnFacts {
   std::size_t checked = SIZE_MAX;      // the last step that was compared with it, for check_routes
 };
 
-// Catalogs and columns, read once for all ranks that share a list of entries.
+// The columns of a plan in the catalogs, each read once for all ranks that share a list of entries.
 class Facts {
  public:
-  // Checks the catalogs: ranks in their places, boxes within tensors, memory within regions, scales of whole blocks.
-  Facts(const Plan& plan, const Catalogs& catalogs);
+  Facts(const Plan& plan, const CatalogFacts& known)
+      : plan_(plan), known_(known), places_(known.lists().size() * plan.columns.size()) {}
 
   // Which list of entries a server has; servers of one list are alike.
-  [[nodiscard]] std::size_t list_of_server(std::uint32_t server) const { return server_lists_[server]; }
-  [[nodiscard]] std::size_t servers_lists_end() const { return catalogs_of_lists_.size(); }
+  [[nodiscard]] std::size_t list_of_server(std::uint32_t server) const { return known_.of_servers()[server]; }
 
   // Throws the violation when the rank or the column does not exist, or the entries differ; `who` says what names it.
   template <class Who>
   ColumnFacts& trainer(std::uint32_t rank, std::uint32_t column, const Who& who) {
-    if (rank >= trainer_lists_.size()) {
-      violated("{} is for trainer {}, but there are {} trainers", who(), rank, trainer_lists_.size());
-    }
-    return column_of(trainer_lists_[rank], column, who);
+    const auto& lists = known_.of_trainers();
+    if (rank >= lists.size()) violated("{} is for trainer {}, but there are {} trainers", who(), rank, lists.size());
+    return column_of(lists[rank], column, who);
   }
   template <class Who>
   ColumnFacts& server(std::uint32_t rank, std::uint32_t column, const Who& who) {
-    if (rank >= server_lists_.size()) {
-      violated("{} goes to server {}, but there are {} servers", who(), rank, server_lists_.size());
-    }
-    return column_of(server_lists_[rank], column, who);
+    const auto& lists = known_.of_servers();
+    if (rank >= lists.size()) violated("{} goes to server {}, but there are {} servers", who(), rank, lists.size());
+    return column_of(lists[rank], column, who);
   }
 
   // Tensors first to first + count of both columns are the same ones.
@@ -62,7 +106,6 @@ class Facts {
                                          std::uint32_t count);
 
  private:
-  void add_side(const std::vector<Catalog>& catalogs, Role role, std::vector<std::size_t>& lists);
   template <class Who>
   ColumnFacts& column_of(std::size_t list, std::uint32_t column, const Who& who) {
     if (column >= plan_.columns.size()) violated("{} names column {}, which does not exist", who(), column);
@@ -75,18 +118,11 @@ class Facts {
     return facts_[place - 1];
   }
   std::string read(std::size_t list, std::uint32_t column);
-  std::uint32_t number_of(const SharedText& name);
 
   const Plan& plan_;
-  std::vector<const Catalog*> catalogs_of_lists_;
-  std::vector<std::size_t> trainer_lists_;  // by rank
-  std::vector<std::size_t> server_lists_;
+  const CatalogFacts& known_;
   std::vector<std::uint32_t> places_;  // by list and column: in facts_, counted from 1; 0: not read yet
   std::deque<ColumnFacts> facts_;      // references to them stay valid
-  std::uint32_t last_number_ = 0;
-  std::vector<const void*> names_;                          // by number: the identity of a name
-  std::unordered_map<const void*, std::uint32_t> numbers_;  // by the identity of a name
-  std::unordered_map<std::string_view, std::uint32_t> numbers_by_name_;
 };
 
 // "step 4 (trainer 0 sends model.norm.weight [0:144])"

@@ -61,13 +61,12 @@ bool are_alike(const Entry& a, const Entry& b) {
 
 }  // namespace
 
-Facts::Facts(const Plan& plan, const Catalogs& catalogs) : plan_(plan) {
+CatalogFacts::CatalogFacts(const Catalogs& catalogs) : catalogs_(catalogs) {
   add_side(catalogs.trainers, Role::trainer, trainer_lists_);
   add_side(catalogs.servers, Role::server, server_lists_);
-  places_.resize(catalogs_of_lists_.size() * plan.columns.size());
 }
 
-void Facts::add_side(const std::vector<Catalog>& catalogs, Role role, std::vector<std::size_t>& lists) {
+void CatalogFacts::add_side(const std::vector<Catalog>& catalogs, Role role, std::vector<std::size_t>& lists) {
   const auto* name = role == Role::trainer ? "trainer" : "server";
   std::unordered_map<const void*, std::size_t> known;
   for (std::size_t rank = 0; rank < catalogs.size(); ++rank) {
@@ -75,38 +74,25 @@ void Facts::add_side(const std::vector<Catalog>& catalogs, Role role, std::vecto
     if (catalog.role != role || catalog.rank != rank) {
       violated("the catalog in place {} is that of {} {}", rank, to_string(catalog.role), catalog.rank);
     }
-    const auto [found, is_new] = known.emplace(catalog.entries.identity(), catalogs_of_lists_.size());
+    const auto [found, is_new] = known.emplace(catalog.entries.identity(), lists_.size());
     lists.push_back(found->second);
     if (is_new) {
-      catalogs_of_lists_.push_back(&catalog);
+      lists_.push_back({&catalog, {}});
       for (std::size_t index = 0; index < catalog.entries.size(); ++index) check_entry(catalog, index, name);
+      mark_entries(lists_.back());
     }
-    if (is_new || !same_sizes(catalog.regions, catalogs_of_lists_[found->second]->regions))
-      check_regions(catalog, name);
+    if (is_new || !same_sizes(catalog.regions, lists_[found->second].catalog->regions)) check_regions(catalog, name);
   }
 }
 
-std::string Facts::read(std::size_t list, std::uint32_t column) {
-  const auto& entries = catalogs_of_lists_[list]->entries.get();
-  const auto& indexes = plan_.columns[column];
-  ColumnFacts facts;
-  facts.tensors.reserve(indexes.size());
-  for (const auto index : indexes) {
-    if (index >= entries.size()) return fmt::format("there is no entry {}, there are {}", index, entries.size());
-    const auto& entry = entries[index];
-    if (facts.entry == nullptr) facts.entry = &entry;
-    if (!are_alike(entry, *facts.entry)) {
-      return fmt::format("its entries {} and {} are not the same box in the same format", indexes.front(), index);
-    }
-    facts.tensors.push_back(number_of(entry.tensor));
-  }
-  if (facts.entry == nullptr) return "it is empty";
-  facts_.push_back(std::move(facts));
-  return {};
+void CatalogFacts::mark_entries(List& list) {
+  list.marks.reserve(list.catalog->entries.size());
+  for (const auto& entry : list.catalog->entries) list.marks.push_back({number_of(entry.tensor), kind_of(entry)});
 }
 
-// Most columns list the tensors of another one in its order: then the next number is the one looked for.
-std::uint32_t Facts::number_of(const SharedText& name) {
+// Most lists name the tensors of another one in its order: then the next number is the one looked for.
+std::uint32_t CatalogFacts::number_of(const SharedText& name) {
+  if (last_number_ < names_.size() && names_[last_number_] == name.identity()) return last_number_;  // its scales
   const auto next = last_number_ + 1;
   if (next < names_.size() && names_[next] == name.identity()) return last_number_ = next;
   const auto [known, is_new] = numbers_.try_emplace(name.identity());
@@ -116,6 +102,40 @@ std::uint32_t Facts::number_of(const SharedText& name) {
     if (known->second == number) names_.push_back(name.identity());
   }
   return last_number_ = known->second;
+}
+
+std::uint32_t CatalogFacts::kind_of(const Entry& entry) {
+  if (!kinds_.empty()) {
+    const auto next = kinds_[last_kind_].next;
+    if (are_alike(entry, *kinds_[next].first)) return last_kind_ = next;
+  }
+  auto& alike = kinds_by_box_[entry.box];
+  auto found = std::find_if(alike.begin(), alike.end(),
+                            [&](std::uint32_t kind) { return are_alike(entry, *kinds_[kind].first); });
+  if (found == alike.end()) {
+    found = alike.insert(found, static_cast<std::uint32_t>(kinds_.size()));
+    kinds_.push_back({&entry});
+  }
+  kinds_[last_kind_].next = *found;
+  return last_kind_ = *found;
+}
+
+std::string Facts::read(std::size_t list, std::uint32_t column) {
+  const auto& [catalog, marks] = known_.lists()[list];
+  const auto& indexes = plan_.columns[column];
+  if (indexes.empty()) return "it is empty";
+  ColumnFacts facts;
+  facts.tensors.reserve(indexes.size());
+  for (const auto index : indexes) {
+    if (index >= marks.size()) return fmt::format("there is no entry {}, there are {}", index, marks.size());
+    if (marks[index].kind != marks[indexes.front()].kind) {
+      return fmt::format("its entries {} and {} are not the same box in the same format", indexes.front(), index);
+    }
+    facts.tensors.push_back(marks[index].tensor);
+  }
+  facts.entry = &catalog->entries[indexes.front()];
+  facts_.push_back(std::move(facts));
+  return {};
 }
 
 bool Facts::same_tensors(const ColumnFacts& a, const ColumnFacts& b, std::uint32_t first, std::uint32_t count) {

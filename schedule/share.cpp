@@ -13,6 +13,10 @@ namespace {
 
 using Members = std::vector<std::size_t>;  // positions of loads, ascending
 
+// Of bytes from a load to one of its carriers. Were it the load's own bytes, a least cut could run through there, and
+// hold up loads whose carriers have time left.
+constexpr std::int64_t kAnyNumber = std::int64_t{1} << 62;
+
 class Sharing {
  public:
   Sharing(const std::vector<Load>& loads, const std::vector<double>& rates) : loads_(loads), rates_(rates) {
@@ -118,7 +122,7 @@ class Sharing {
           found->second = graph.addNode();
           add(found->second, sink, static_cast<std::int64_t>(rates_[carrier] * 1e9 * seconds) + 1);
         }
-        arcs[i].push_back(add(nodes.back(), found->second, bytes));
+        arcs[i].push_back(add(nodes.back(), found->second, kAnyNumber));
       }
     }
     lemon::Preflow<Graph, Graph::ArcMap<std::int64_t>> preflow(graph, capacity, source, sink);

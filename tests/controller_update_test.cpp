@@ -57,11 +57,11 @@ TEST_CASE("a trainer that dies in mid-put aborts the update and is missing among
   cluster.actions.clear();
   cluster.event(FrameArrived{"again", small_join(cluster.config, Role::trainer, 1, 555)});
   cluster.event(FrameArrived{"again", CardOffer{{1}, {}}});
-  PlanMade plan{cluster.generation, {}, {}, {}};
+  PlanMade plan{cluster.generation, {}, {}, {}, {}};
   for (const RankKey& key : cluster.all) plan.tables[key] = {1};
   cluster.event(plan);
   REQUIRE(cluster.got<TableOffer>(kServer0).size() == 1);
-  CHECK(cluster.got<TableOffer>(kServer0)[0].quiet == std::vector<std::uint64_t>{100, 555});
+  CHECK(cluster.got<TableOffer>(kServer0)[0].quiet == std::vector<std::uint64_t>{100, 200, 201, 555});
 }
 
 TEST_CASE("a trainer that dies while idle, arming or after all its bytes have left is no suspect") {
@@ -83,11 +83,11 @@ TEST_CASE("a trainer that dies while idle, arming or after all its bytes have le
     cluster.event(FrameArrived{"again", small_join(cluster.config, Role::trainer, 1, 555)});
     cluster.event(FrameArrived{"again", CardOffer{{1}, {}}});
     cluster.actions.clear();
-    PlanMade plan{cluster.generation, {}, {}, {}};
+    PlanMade plan{cluster.generation, {}, {}, {}, {}};
     for (const RankKey& key : cluster.all) plan.tables[key] = {1};
     cluster.event(plan);
     REQUIRE(cluster.got<TableOffer>(kServer0).size() == 1);
-    CHECK(cluster.got<TableOffer>(kServer0)[0].quiet == std::vector<std::uint64_t>{100, 101, 555});
+    CHECK(cluster.got<TableOffer>(kServer0)[0].quiet == std::vector<std::uint64_t>{100, 101, 200, 201, 555});
   }
 }
 

@@ -8,6 +8,7 @@
 
 #include "tests/cuda_memory.h"
 #include "tests/fabric_process.h"
+#include "transport/cuda.h"
 
 using namespace weightcast;
 
@@ -53,6 +54,18 @@ TEST_CASE("bytes go from one process's GPU memory to another's, in chunks that n
     CHECK(pair.process.sum(0, 0, kRegionBytes) == weighted_sum(sent));
   }
   CHECK(pair.listener.failures == 0);
+}
+
+TEST_CASE("another process's GPU memory stands in this one, where kernels reach it; its plain memory does not") {
+  CudaPair pair;
+  const MemorySpan there = pair.fabric->mapped(pair.peer, 0);
+  REQUIRE(there.address != nullptr);
+  CHECK(there.bytes == kRegionBytes);
+  CHECK(there.kind == MemoryKind::cuda);
+  CHECK(is_cuda_memory(there.address));
+  CHECK(pair.fabric->mapped(pair.peer, 1).address == nullptr);
+  pair.fabric->disconnect(pair.peer);
+  CHECK(pair.fabric->mapped(pair.peer, 0).address == nullptr);
 }
 
 TEST_CASE("first contact changes no byte of GPU memory") {

@@ -121,12 +121,31 @@ TEST_CASE("messages of any size up to the limit are delivered whole, larger ones
   }
 }
 
+TEST_CASE(
+    "memory that a peer on this host allocated stands in this process until it is disconnected; other memory does "
+    "not") {
+  Pair pair(false);
+  const MemorySpan there = pair.fabric->mapped(pair.peer, 0);
+  REQUIRE(there.address != nullptr);
+  CHECK(there.bytes == kRegionBytes);
+  CHECK(there.kind == MemoryKind::host);
+  there.address[17] = std::byte{5};
+  CHECK(pair.process.sum(0, 17, 1) == 5);
+  CHECK(pair.fabric->mapped(pair.peer, 1).address == nullptr);  // registered only
+  CHECK(pair.fabric->mapped(pair.peer, 2).address == nullptr);  // not on the card
+  CHECK(pair.fabric->mapped(pair.peer + 1, 0).address == nullptr);
+  pair.fabric->disconnect(pair.peer);
+  CHECK(pair.fabric->mapped(pair.peer, 0).address == nullptr);
+}
+
 TEST_CASE("without a lease no put is made and its signal stays away; a new lease lets the next ones through") {
   Pair pair(false);
   const RegionId source = pair.fabric->allocate(kRegionBytes);
   fill(pair.fabric->memory(source), 4);
   const auto before = pair.process.sum(1, 0, kRegionBytes);
+  CHECK(pair.fabric->lease_holds());
   pair.fabric->set_lease(Clock::now());
+  CHECK_FALSE(pair.fabric->lease_holds());
   Tally tally;
   REQUIRE(pair.fabric->put({pair.peer, source, 0, 1, 0, kRegionBytes, &tally}, soon()).ok());
   REQUIRE(pair.fabric->signal(pair.peer, Bytes(1, std::byte{1}), &tally, soon()).ok());

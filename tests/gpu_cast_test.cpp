@@ -2,6 +2,7 @@
 #define DOCTEST_CONFIG_IMPLEMENT
 #include <doctest/doctest.h>
 
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -360,7 +361,8 @@ TEST_CASE("digests of rows at any place, pitch and width are those of the CPU, w
   }
 }
 
-TEST_CASE("a batch of copies of any length and alignment copies every byte and touches no other") {
+TEST_CASE(
+    "a batch of copies of any length and alignment copies every byte, but what is left out, and touches no other") {
   use_primary_cuda_context(0);
   const CudaStream stream;
   Random random(7);
@@ -368,21 +370,34 @@ TEST_CASE("a batch of copies of any length and alignment copies every byte and t
   for (auto& byte : memory) byte = static_cast<std::byte>(random());
   const DeviceBuffer from = on_device(memory, stream);
   const DeviceBuffer to(memory.size());
-  fill_async(to.get(), kUntouched, memory.size(), stream);
-  std::vector<std::byte> expected(memory.size(), kUntouched);
   std::vector<GpuCopyJob> jobs;
   std::uint64_t at = 0;
   while (at + 300'000 < memory.size()) {
-    const std::uint64_t unit = random() % 2 == 0 ? 16 : 1;
+    const std::uint64_t unit = std::array<std::uint64_t, 3>{16, 4, 1}[random() % 3];
     at = (at + random() % 40 + unit - 1) / unit * unit;
     const std::uint64_t bytes = random() % (jobs.size() % 3 == 0 ? 200'000 : 500);
     const std::uint64_t source = random() % (memory.size() - bytes) / unit * unit;
-    jobs.push_back({from.get() + source, to.get() + at, bytes});
-    std::memcpy(expected.data() + at, memory.data() + source, bytes);
+    const auto group = static_cast<std::uint32_t>(random() % 3 == 0 ? GpuCopy::kGroups - 1 : random() % 2);
+    jobs.push_back({from.get() + source, to.get() + at, bytes, group});
     at += bytes;
   }
-  GpuCopy(jobs).launch(stream);
-  CHECK((read(to.get(), memory.size(), stream) == expected));
+  const GpuCopy copies(jobs);
+  struct Launch {
+    unsigned blocks;
+    std::uint64_t left_out;
+  };
+  for (const Launch& how : {Launch{0, 0}, {1, 0}, {7, 0}, {0, 2}, {7, 1 | std::uint64_t{1} << 63}}) {
+    CAPTURE(how.blocks);
+    CAPTURE(how.left_out);
+    std::vector<std::byte> expected(memory.size(), kUntouched);
+    for (const GpuCopyJob& job : jobs) {
+      if ((how.left_out >> job.group & 1) != 0) continue;
+      std::memcpy(expected.data() + (job.to - to.get()), memory.data() + (job.from - from.get()), job.bytes);
+    }
+    fill_async(to.get(), kUntouched, memory.size(), stream);
+    copies.launch(stream, how.blocks, how.left_out);
+    CHECK((read(to.get(), memory.size(), stream) == expected));
+  }
 }
 
 TEST_CASE("the kernels write what NumPy and ml_dtypes make of the golden matrices, byte for byte") {

@@ -79,10 +79,11 @@ class CastAndPut final : public GpuRing::Work {
   }
 
   bool is_free(std::size_t slot) override { return tallies_[slot].outstanding() == 0; }
-  void enqueue(std::size_t batch, std::size_t, const CudaStream& stream) override {
+  const CudaStream& enqueue(std::size_t batch, std::size_t, const CudaStream& stream) override {
     spin_on_gpu(stream, kSpin_us);
     casts_[batch].launch(stream, 1, findings_);
     if (hasty) put(batch, batch % tallies_.size());
+    return stream;
   }
   void deliver(std::size_t batch, std::size_t slot) override {
     if (!hasty) put(batch, slot);
@@ -131,6 +132,51 @@ TEST_CASE("a put never reads before its cast has ended, however long the kernel 
     }
   }
   CHECK(stale == 10);  // without the event the same puts read what stood there before: the check above can fail
+}
+
+TEST_CASE("what a kernel stores into a peer's memory is there when a signal after it arrives, and no more than that") {
+  PeerProcess process("cuda");
+  use_primary_cuda_context(0);
+  Listener listener;
+  const auto fabric = open_fabric(options_for(false), listener);
+  const DeviceBuffer source(kRegionBytes);
+  (void)fabric->register_memory({source.get(), source.bytes(), MemoryKind::cuda});
+  const PeerId peer = fabric->connect("server 2", process.card, soon());
+  const MemorySpan there = fabric->mapped(peer, 0);
+  REQUIRE(there.kind == MemoryKind::cuda);
+  const CudaStream stream(CudaStream::Kind::urgent);
+  const CudaEvent stored;
+  std::vector<std::byte> expected(kRegionBytes);
+  fill({expected.data(), expected.size()}, 1);
+  PinnedBuffer host(kRegionBytes);
+  std::memcpy(host.get(), expected.data(), expected.size());
+  copy_async(source.get(), host.get(), host.bytes(), stream);
+  // Rows of 768 bytes and runs of many tiles, in the two halves of the region, a group each.
+  std::vector<GpuCopyJob> jobs;
+  jobs.reserve(kRegionBytes / 2 / 768 + 9);
+  for (std::uint64_t at = 0; at < kRegionBytes / 2; at += 768) {
+    const std::uint64_t bytes = std::min<std::uint64_t>(768, kRegionBytes / 2 - at);
+    jobs.push_back({source.get() + at, there.address + at, bytes, 0});
+  }
+  for (std::uint64_t at = kRegionBytes / 2; at < kRegionBytes; at += 512 * KiB) {
+    jobs.push_back({source.get() + at, there.address + at, 512 * KiB, 1});
+  }
+  const GpuCopy stores(jobs);
+  const auto untouched = process.sum(0, kRegionBytes / 2, kRegionBytes / 2);
+  for (const std::uint64_t left_out : {std::uint64_t{2}, std::uint64_t{0}}) {
+    spin_on_gpu(stream, kSpin_us);
+    stores.launch(stream, 16, left_out);
+    stored.record(stream);
+    for (bool is_done = false; !is_done;) throw_if_failed(stored.query(is_done));
+    Tally tally;
+    REQUIRE(fabric->signal(peer, Bytes(1), &tally, soon()).ok());
+    CHECK(tally.wait(soon(), "the signal").ok());
+    CHECK(process.next_message() == "00");
+    const std::span<const std::byte> all(expected);
+    CHECK(process.sum(0, 0, kRegionBytes / 2) == weighted_sum(all.first(kRegionBytes / 2)));
+    const auto second_half = process.sum(0, kRegionBytes / 2, kRegionBytes / 2);
+    CHECK(second_half == (left_out != 0 ? untouched : weighted_sum(all.last(kRegionBytes / 2))));
+  }
 }
 
 TEST_CASE("work that has to stop, or is late, leaves nothing running on the device") {

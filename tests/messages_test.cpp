@@ -177,12 +177,12 @@ TEST_CASE("another protocol version is refused with both numbers and who must up
   const Outcome newer = decode_with("heartbeat", "protocol", 9);
   CHECK(newer.code == Code::refused);
   CHECK(newer.names("protocol 9"));
-  CHECK(newer.names("speaks 1"));
+  CHECK(newer.names("speaks 2"));
   CHECK(newer.names("this side"));
   CHECK(decode_with("heartbeat", "protocol", 0).names("the peer's side"));
   CHECK(decode_with("heartbeat", "protocol", 1ULL << 40U).code == Code::refused);
-  // However different the rest is: here a tag, which protocol 1 has not.
-  ControlBytes foreign = {0xA2, 0x68, 'p', 'r', 'o', 't', 'o', 'c', 'o', 'l', 0x02, 0x61, 'x', 0xC1, 0x00};
+  // However different the rest is: here a tag, which protocol 2 has not.
+  ControlBytes foreign = {0xA2, 0x68, 'p', 'r', 'o', 't', 'o', 'c', 'o', 'l', 0x03, 0x61, 'x', 0xC1, 0x00};
   CHECK(decode(foreign).code == Code::refused);
 }
 
@@ -190,14 +190,14 @@ TEST_CASE("what is no message of ours is named so") {
   CHECK(decode({}).code == Code::invalid_argument);
   const std::string_view http = "GET / HTTP/1.1\r\n\r\n";
   CHECK(decode({http.begin(), http.end()}).names("not a message of weightcast"));
-  CHECK(decode(Json::to_cbor(Json{{"type", "leave"}, {"protocol", 1}})).code == Code::invalid_argument);
+  CHECK(decode(Json::to_cbor(Json{{"type", "leave"}, {"protocol", 2}})).code == Code::invalid_argument);
   CHECK(decode_with("leave", "type", "nonsense").names("\"nonsense\""));
   CHECK(decode_with("leave", "type", 5).names("type"));
   CHECK(decode_changed("leave", [](Json& object) { object.erase("type"); }).names("type"));
 }
 
 TEST_CASE("nesting is bounded before anything recurses") {
-  const ControlBytes begin = {0xA3, 0x68, 'p', 'r', 'o', 't', 'o', 'c', 'o', 'l', 0x01, 0x64, 't', 'y', 'p', 'e'};
+  const ControlBytes begin = {0xA3, 0x68, 'p', 'r', 'o', 't', 'o', 'c', 'o', 'l', 0x02, 0x64, 't', 'y', 'p', 'e'};
   // Arrays, maps, tags, and the string of indefinite length inside another, of which parsers tell nobody.
   for (const std::uint8_t head : {0x81, 0xA1, 0xC1, 0x5F, 0x7F, 0x9F, 0xBF}) {
     ControlBytes bytes = begin;
@@ -209,7 +209,7 @@ TEST_CASE("nesting is bounded before anything recurses") {
 
 TEST_CASE("a length that the message does not have is refused before memory is taken for it") {
   for (const std::uint8_t head : {0x5B, 0x7B, 0x9B, 0xBB}) {
-    ControlBytes bytes = {0xA3, 0x68, 'p', 'r', 'o', 't', 'o', 'c', 'o', 'l', 0x01, 0x64, 't', 'y', 'p', 'e', head};
+    ControlBytes bytes = {0xA3, 0x68, 'p', 'r', 'o', 't', 'o', 'c', 'o', 'l', 0x02, 0x64, 't', 'y', 'p', 'e', head};
     bytes.insert(bytes.end(), 8, 0xFF);
     CAPTURE(static_cast<int>(head));
     CHECK(decode(bytes).names("cut short"));
@@ -230,7 +230,7 @@ TEST_CASE("fields that are missing, unknown or stand twice are named") {
     }
     CHECK(decode_with(type_of(message), "extra", 1).names("\"extra\""));
   }
-  // {"protocol": 1, "type": "leave", "type": "leave"}
+  // {"protocol": 2, "type": "leave", "type": "leave"}
   ControlBytes twice = encode(Leave{});
   const ControlBytes entry(twice.end() - 11, twice.end());
   twice[0] = 0xA3;
@@ -294,8 +294,9 @@ TEST_CASE("a message beyond the limit is neither written nor read") {
 }
 
 TEST_CASE("each party may send its own messages only") {
-  const std::set<std::string_view> both = {"join", "card_offer", "connected", "heartbeat", "failed", "leave"};
-  const std::set<std::string_view> trainers = {"pushed", "sent", "quiesced", "peer_lost"};
+  const std::set<std::string_view> both = {"join",   "card_offer", "connected", "heartbeat",
+                                           "failed", "leave",      "quiesced",  "peer_lost"};
+  const std::set<std::string_view> trainers = {"pushed", "sent"};
   const std::set<std::string_view> servers = {"armed", "ready", "committed"};
   for (const Message& message : examples()) {
     const auto type = type_of(message);

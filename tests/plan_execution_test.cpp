@@ -418,7 +418,7 @@ TEST_CASE("whatever the shards and slices: executing the plan equals casting who
       const auto bytes = encode(server_table(plan, catalogs, server.catalog.rank));
       std::uint64_t received = 0;
       for (const auto& sender : decode_server_table(bytes, server.catalog).senders) {
-        CHECK(digest_of(sender, server) == execution.sent(sender.trainer, server.catalog.rank));
+        CHECK(digest_of(sender, server) == execution.sent(sender.rank, server.catalog.rank));
         received += sender.bytes;
       }
       CHECK(received == plan.server_bytes[server.catalog.rank]);

@@ -49,6 +49,14 @@ TEST_CASE("one replica of three ranks and three trainers do, too") {
   run_seeds({.trainers = 3, .replicas = 1, .servers_per_replica = 3}, 150);
 }
 
+TEST_CASE("a server that passes everything on to all others keeps every rule whatever dies, stops or is slow") {
+  run_seeds({.trainers = 2, .replicas = 3, .servers_per_replica = 1, .relay = true}, 200);
+}
+
+TEST_CASE("so do ranks of one replica") {
+  run_seeds({.trainers = 2, .replicas = 2, .servers_per_replica = 2, .relay = true}, 150);
+}
+
 TEST_CASE("in place, the host's leave comes before every put, and torn weights are repaired") {
   run_seeds({.trainers = 2, .replicas = 2, .servers_per_replica = 2, .in_place = true}, 100);
 }

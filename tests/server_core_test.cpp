@@ -45,7 +45,8 @@ struct Server {
   }
   std::vector<ServerAction>& hears_signal(std::uint32_t trainer, std::uint64_t token, std::uint64_t bytes = kPartBytes,
                                           Status verified = {}) {
-    return event(SignalArrived{{token, view().next_version, trainer, 0, 0, bytes, 5}, std::move(verified), 0.1});
+    return event(
+        SignalArrived{{token, view().next_version, Role::trainer, trainer, 0, 0, bytes, 5}, std::move(verified), 0.1});
   }
   void becomes_ready(std::uint64_t version, std::uint64_t token) {
     hears(Begin{version, token});
@@ -91,9 +92,9 @@ TEST_CASE("stale tokens, other servers' signals, unknown trainers and duplicates
   server.hears(Begin{1, 77});
   CHECK(server.hears_signal(0, 76).empty());
   CHECK(server.hears_signal(9, 77).empty());
-  CHECK(server.event(SignalArrived{{77, 2, 0, 0, 0, kPartBytes, 5}, {}, 0}).empty());
-  CHECK(server.event(SignalArrived{{77, 1, 0, 1, 0, kPartBytes, 5}, {}, 0}).empty());
-  CHECK(server.event(SignalArrived{{77, 1, 0, 0, 1, kPartBytes, 5}, {}, 0}).empty());
+  CHECK(server.event(SignalArrived{{77, 2, Role::trainer, 0, 0, 0, kPartBytes, 5}, {}, 0}).empty());
+  CHECK(server.event(SignalArrived{{77, 1, Role::trainer, 0, 1, 0, kPartBytes, 5}, {}, 0}).empty());
+  CHECK(server.event(SignalArrived{{77, 1, Role::trainer, 0, 0, 1, kPartBytes, 5}, {}, 0}).empty());
   server.hears_signal(0, 77);
   CHECK(server.hears_signal(0, 77).empty());
   CHECK(server.hears_signal(1, 76, kPartBytes, {Code::corrupted, "of an attempt that has ended"}).empty());
@@ -266,4 +267,80 @@ TEST_CASE("a table that cannot be read is reported with the server's name") {
   const auto failed = sent<Failed>(server.hears(offer));
   REQUIRE(failed.size() == 1);
   CHECK(says_in(failed[0].text, "server 0 (replica 0) cannot read its table"));
+}
+
+namespace {
+
+// Trainers 0 and 1 send to this server, which passes both parts on to server 1.
+struct Relaying : Server {
+  Relaying() {
+    ServerTable table = decode_server_table(small_server_table(config, 0), core.catalog());
+    for (ExpectedSender& sender : table.senders) sender.forwards = {{0, 1, sender.rank, {{0, {1, 0, 0, {2}}}}}};
+    TableOffer offered = offer(1, {kFirstTrainer, kSecondTrainer});
+    offered.table = encode(table);
+    offered.peers.push_back({Role::server, 1, 300, {1}, {{0, 0}}});
+    hears(Welcome{7});
+    event(CardMade{{}, {1}, {{0, 0}}});
+    hears(std::move(offered));
+  }
+  void receives() {
+    event(Linked{1, {}, 0.1, {"server 1 over tcp"}});
+    hears(Begin{1, 77});
+  }
+};
+
+}  // namespace
+
+TEST_CASE("a server that passes on is connected once it has linked to whom it feeds") {
+  Relaying server;
+  CHECK(sent<Connected>(server.actions).empty());
+  CHECK(all_of<AdoptTable>(server.actions).size() == 1);
+  server.event(Linked{1, {}, 0.1, {"server 1 over tcp"}});
+  REQUIRE(sent<Connected>(server.actions).size() == 1);
+  CHECK(sent<Connected>(server.actions).front().paths == std::vector<std::string>{"server 1 over tcp"});
+  server.event(Linked{1, {Code::refused, "no path"}, 0.1, {}});
+  CHECK(sent<Failed>(server.actions).size() == 1);
+}
+
+TEST_CASE("what is to be passed on is passed on before a server is ready") {
+  Relaying server;
+  server.receives();
+  CHECK(all_of<PassOn>(server.actions).size() == 1);
+  server.hears_signal(0, 77);
+  server.hears_signal(1, 77);
+  CHECK(server.view().phase == ServerPhase::receiving);
+  server.event(PassedOn{77, {}, false});
+  CHECK(server.view().phase == ServerPhase::ready);
+}
+
+TEST_CASE("a failure to pass on fails the attempt") {
+  Relaying server;
+  server.receives();
+  server.event(PassedOn{77, {Code::refused, "the lease has run out"}, false});
+  REQUIRE(sent<Failed>(server.actions).size() == 1);
+  CHECK(sent<Failed>(server.actions).front().text == "the lease has run out");
+  CHECK(server.view().phase == ServerPhase::idle);
+}
+
+TEST_CASE("after an abort, and before a new join, quiet is said only once nothing is in flight") {
+  Relaying server;
+  server.receives();
+  server.hears(Abort{1, 77, Code::aborted, "given up"});
+  CHECK(all_of<StopPassing>(server.actions).size() == 1);
+  CHECK(sent<Quiesced>(server.actions).empty());
+  CHECK(sent<Join>(server.hears(Rejoin{})).empty());
+  server.event(PassedOn{77, {Code::aborted, "given up"}, false});
+  CHECK(sent<Quiesced>(server.actions).size() == 1);
+  CHECK(sent<Join>(server.actions).size() == 1);
+}
+
+TEST_CASE(
+    "peers that fail, servers that are dropped and the lease concern a server that passes on as they do trainers") {
+  Relaying server;
+  server.receives();
+  CHECK(sent<PeerLost>(server.event(PeerFailed{Role::server, 1, "reset"})).size() == 1);
+  CHECK(all_of<DropServers>(server.hears(Drop{{1}})).size() == 1);
+  REQUIRE(all_of<SetLease>(server.hears(Echo{900})).size() == 1);
+  CHECK(all_of<SetLease>(server.actions).front().until ==
+        Clock::time_point(Milliseconds(900)) + Milliseconds(server.config.times.lease_ms));
 }

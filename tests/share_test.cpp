@@ -92,6 +92,11 @@ TEST_CASE("every byte is carried, and the last carrier is done as early as the l
   }
 }
 
+TEST_CASE("a load of no bytes holds nobody up") {
+  const std::vector<Load> loads = {{159872, {0, 1, 2, 3}}, {0, {0}}, {98304, {2}}, {98304, {0, 1, 3}}};
+  CHECK(share(loads, {10, 10, 10, 10}).seconds == doctest::Approx(98304 / 10e9).epsilon(1e-4));
+}
+
 TEST_CASE("nobody carries what one who is done earlier could carry") {
   for (unsigned seed = 0; seed < 400; ++seed) {
     CAPTURE(seed);

@@ -7,7 +7,9 @@
 using namespace weightcast;
 
 TEST_CASE("a signal reads back as itself, at exactly its length") {
-  const Signal signal{0x1122334455667788, 9, 3, 4, 5, 1ULL << 40, 0xFEDCBA9876543210};
+  Signal signal{0x1122334455667788, 9, Role::server, 3, 4, 5, 1ULL << 40, 0xFEDCBA9876543210};
+  CHECK(std::get<Signal>(parse_fabric_message(encode(signal))) == signal);
+  signal.role = Role::trainer;
   const auto bytes = encode(signal);
   const auto parsed = parse_fabric_message(bytes);
   REQUIRE(std::holds_alternative<Signal>(parsed));

@@ -108,6 +108,31 @@ TEST_CASE("an abort stops the puts, and quiet is said only once none is in fligh
   CHECK(trainer.view().ended_status.message() == "NaN");
 }
 
+TEST_CASE("a version that is to be sent again stays with its source, and is offered to the next plan") {
+  Trainer trainer;
+  trainer.connects();
+  trainer.moves(1, 77);
+  trainer.hears(Abort{1, 77, Code::aborted, "server 0 is out", true});
+  CHECK(all_of<StopMoving>(trainer.actions).size() == 1);
+  CHECK(sent<Quiesced>(trainer.event(Moved{1, 77, {Code::aborted, "stopped"}, 0, 0, 0, false})).size() == 1);
+  CHECK(trainer.view().pushing == 1);
+  CHECK(trainer.view().released == 0);
+  CHECK(trainer.view().ended == 0);
+  trainer.hears(TableOffer{2, {}, {}, {}});
+  CHECK(sent<Pushed>(trainer.event(Linked{2, {}, 0, {}})).size() == 1);
+}
+
+TEST_CASE("what has been released is not offered again, though the version is to be sent again") {
+  Trainer trainer;
+  trainer.connects();
+  trainer.moves(1, 77);
+  trainer.event(Moved{1, 77, {}, 8, 0, 0, false});
+  REQUIRE(trainer.view().released == 1);
+  trainer.hears(Abort{1, 77, Code::aborted, "server 0 is out", true});
+  CHECK(trainer.view().ended == 1);
+  CHECK(trainer.view().ended_status.message() == "server 0 is out");
+}
+
 TEST_CASE("an abort of an attempt that has ended stops nothing and is answered with its own token") {
   Trainer trainer;
   trainer.connects();

@@ -53,7 +53,8 @@ WEIGHTCAST_SAME(pinned_free, cuMemFreeHost);
 WEIGHTCAST_SAME(copy_async, cuMemcpyAsync);
 WEIGHTCAST_SAME(copy_between, cuMemcpyPeerAsync);
 WEIGHTCAST_SAME(fill_async, cuMemsetD8Async);
-WEIGHTCAST_SAME(stream_create, cuStreamCreate);
+WEIGHTCAST_SAME(stream_create, cuStreamCreateWithPriority);
+WEIGHTCAST_SAME(stream_priorities, cuCtxGetStreamPriorityRange);
 WEIGHTCAST_SAME(stream_destroy, cuStreamDestroy_v2);
 WEIGHTCAST_SAME(stream_synchronize, cuStreamSynchronize);
 WEIGHTCAST_SAME(stream_wait_event, cuStreamWaitEvent);
@@ -89,7 +90,9 @@ bool resolve_all(void* library, CudaDriver& it) {
          resolve(library, "cuMemAlloc_v2", it.memory_allocate) && resolve(library, "cuMemFree_v2", it.memory_free) &&
          resolve(library, "cuMemHostAlloc", it.pinned_allocate) && resolve(library, "cuMemFreeHost", it.pinned_free) &&
          resolve(library, "cuMemcpyAsync", it.copy_async) && resolve(library, "cuMemcpyPeerAsync", it.copy_between) &&
-         resolve(library, "cuMemsetD8Async", it.fill_async) && resolve(library, "cuStreamCreate", it.stream_create) &&
+         resolve(library, "cuMemsetD8Async", it.fill_async) &&
+         resolve(library, "cuStreamCreateWithPriority", it.stream_create) &&
+         resolve(library, "cuCtxGetStreamPriorityRange", it.stream_priorities) &&
          resolve(library, "cuStreamDestroy_v2", it.stream_destroy) &&
          resolve(library, "cuStreamSynchronize", it.stream_synchronize) &&
          resolve(library, "cuStreamWaitEvent", it.stream_wait_event) &&
@@ -162,6 +165,16 @@ int check_cuda_memory(MemorySpan memory) {
                             memory.bytes, address, bytes));
   }
   return device;
+}
+
+bool is_cuda_memory(const std::byte* address) noexcept {
+  unsigned type = 0;
+  try {
+    return cuda_driver().pointer_attribute(&type, kAttributeMemoryType, reinterpret_cast<CudaAddress>(address)) == 0 &&
+           type == kMemoryTypeDevice;
+  } catch (const Error&) {
+    return false;
+  }
 }
 
 void use_primary_cuda_context(int device) {

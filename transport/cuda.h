@@ -10,6 +10,9 @@ namespace weightcast {
 // Returns the ordinal of the device that holds it.
 [[nodiscard]] int check_cuda_memory(MemorySpan memory);
 
+// Whether kernels reach the address as a device's memory; false without a driver.
+[[nodiscard]] bool is_cuda_memory(const std::byte* address) noexcept;
+
 // Makes the device's primary context, retained for the life of the process, current on this thread. UCX needs one
 // before it unpacks keys of CUDA memory, else puts silently take the slow path. Throws Error unavailable.
 void use_primary_cuda_context(int device);

@@ -39,7 +39,8 @@ struct CudaDriver {
   int (*copy_async)(CudaAddress, CudaAddress, std::size_t, CUstream_st*);
   int (*copy_between)(CudaAddress, CUctx_st*, CudaAddress, CUctx_st*, std::size_t, CUstream_st*);
   int (*fill_async)(CudaAddress, unsigned char, std::size_t, CUstream_st*);
-  int (*stream_create)(CUstream_st**, unsigned);
+  int (*stream_create)(CUstream_st**, unsigned, int);
+  int (*stream_priorities)(int*, int*);
   int (*stream_destroy)(CUstream_st*);
   int (*stream_synchronize)(CUstream_st*);
   int (*stream_wait_event)(CUstream_st*, CUevent_st*, unsigned);

@@ -25,9 +25,13 @@ CUctx_st* current_context() {
 
 }  // namespace
 
-CudaStream::CudaStream() {
+CudaStream::CudaStream(Kind kind) {
   CUstream_st* stream = nullptr;
-  check_cuda(cuda_driver().stream_create(&stream, kNonBlockingStream), "creating a stream");
+  int least = 0;
+  int greatest = 0;
+  check_cuda(cuda_driver().stream_priorities(&least, &greatest), "asking for the priorities of streams");
+  check_cuda(cuda_driver().stream_create(&stream, kNonBlockingStream, kind == Kind::urgent ? greatest : 0),
+             "creating a stream");
   handle_ = {stream, decltype(handle_)::deleter_type(current_context())};
 }
 void CudaStream::destroy(CUstream_st* stream) noexcept { cuda_driver().stream_destroy(stream); }

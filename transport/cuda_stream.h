@@ -35,7 +35,9 @@ class FreeInContext {
 // Work that runs in order on the device, concurrent with other streams'.
 class CudaStream {
  public:
-  CudaStream();
+  // urgent: the blocks of its kernels start before those that wait on streams of Kind::plain.
+  enum class Kind { plain, urgent };
+  explicit CudaStream(Kind kind = Kind::plain);
   [[nodiscard]] CUstream_st* get() const noexcept { return handle_.get(); }
   // Blocks; for set-up, tests and measurements, never in the steady state of an update.
   void synchronize() const;

@@ -135,6 +135,12 @@ class Fabric {
   // and arrive, as long as the peer's side of the connection lives: whoever reuses what they write to closes that side
   // first. Unknown peers are ignored.
   virtual void disconnect(PeerId peer) = 0;
+  // Where a region of a peer's card stands in this process: memory that a peer on this host allocated, or its GPU's
+  // memory, which kernels of this process then store into over what links the two. Without an address where it is not
+  // mapped, or the peer is unknown. Borrowed until disconnect(), which does not wait for stores under way: they still
+  // reach the memory, as posted puts may. Whoever stores there keeps the fabric's promises: only while lease_holds(),
+  // and a signal covers what was complete (a kernel's: its event has come) when signal() was called.
+  [[nodiscard]] virtual MemorySpan mapped(PeerId peer, std::uint32_t target_region) const = 0;
 
   // ---- the data path ----
   // Submits; waits at most until `deadline` while the queue is full (back-pressure). A put whose lease has run
@@ -150,6 +156,7 @@ class Fabric {
 
   // Puts are made only before this time. The default is never: set it from the controller's heartbeat.
   virtual void set_lease(Clock::time_point until) noexcept = 0;
+  [[nodiscard]] virtual bool lease_holds() const noexcept = 0;
   // True while an update runs: the progress thread may spin.
   virtual void set_active(bool active) noexcept = 0;
 

@@ -102,7 +102,8 @@ def catalogs_of(layout: Path, folder: Path) -> dict[str, dict]:
 
 def compare(layout: Path, updates: int, trace: Path | None) -> Comparison:
     scenario = json.loads(layout.read_text())
-    simulated = json.loads(command("simulate", "--json", "--no-relay", layout))
+    relays = layout.stem.startswith("relay")
+    simulated = json.loads(command("simulate", "--json", *([] if relays else ["--no-relay"]), layout))
     rates = rates_of(scenario)
     found = Comparison(layout.stem, scenario["about"], len(rates), simulated["bytes"], simulated["makespan_s"],
                        simulated["bound_s"])  # fmt: skip
@@ -112,7 +113,8 @@ def compare(layout: Path, updates: int, trace: Path | None) -> Comparison:
         trainers = [name for name in catalogs if name.startswith("trainer")]
         servers = [name for name in catalogs if name.startswith("server")]
         for name, catalog in catalogs.items():
-            children.start(name, ranks.trainer if name in trainers else ranks.server, hosts[name], config, catalog)
+            links = {"links": {"node": name, "nic_mbs": round(rates[name])}} if relays else {}
+            children.start(name, ranks.trainer if name in trainers else ranks.server, hosts[name], config | links, catalog)
         children.gather(catalogs, "start", WAIT_S)
         children.tell(catalogs, ("join",))
         children.gather(catalogs, "join", WAIT_S)

@@ -72,7 +72,7 @@ def main() -> int:
     failed = (folder / "failed").read_text().split() if (folder / "failed").exists() else []
     on_gpus = any(name.startswith("put_") for name in parts)
     for name, part in parts.items():
-        if name.startswith("update") and on_gpus and "pipeline" in parts:
+        if name.startswith("update") and on_gpus and "pipeline" in parts and not part["relay"]:
             part["bound"] = update_bound(parts, part)
             print(f"{name}: {1e3 * median(part, 'transfer_s'):.2f} ms, x {part['bound']['ratio']:.3f} of "
                   f"{'all stages together, which share one memory' if part['bound']['shared_memory'] else 'the slowest stage'} "
@@ -84,6 +84,10 @@ def main() -> int:
         parts["relay"]["predicted"] = predicted = predicted_relay(program, parts)
         print(f"relay: x {parts['relay']['relayed_over_direct']:.3f} of direct, "
               + (f"predicted {predicted['relayed_over_direct']:.3f}" if predicted else "no prediction: two of the three share a GPU"))
+    if "update_relay" in parts and "update_replicas" in parts:
+        ratio = median(parts["update_relay"], "transfer_s") / median(parts["update_replicas"], "transfer_s")
+        parts["update_relay"]["relayed_over_direct"] = ratio
+        print(f"update_relay: x {ratio:.3f} of update_replicas, the same update without relay")
     verified = all(part.get("verified", True) for part in parts.values())
     whole = {"date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(), "machine": machine(), "failed": failed,
              "verified": verified and not failed, **parts}  # fmt: skip

@@ -1,6 +1,7 @@
 """A whole update between processes, one GPU each: trainers hold BF16 in FSDP rows, servers take FP8, staged.
 
     update.py --trainers 0 1 --servers 2 3 --gb 16 --layout ep --json FILE
+    update.py --trainers 0 --servers 2 3 --gb 8 --layout replicas --relay
     update.py --gb 0.2                                                      without GPUs: NumPy arrays, two and two
 
 The model is a slice of Qwen3-235B (its embedding and some layers), with one projection of 576 rows, as DeepSeek-V3 has
@@ -75,8 +76,10 @@ class Model:
         return shapes
 
     def parameters(self, layout: str, rank: int, ranks: int) -> list[Parameter]:
-        """What server `rank` holds: `ep` its experts whole and all else, `tp` its slice of everything that divides."""
+        """What server `rank` holds: `ep` its experts whole and all else, `tp` its slice of everything that divides, `replicas` all."""
         tp = layout == "tp"
+        if layout == "replicas":
+            rank, ranks = 0, 1
         rules = (weightcast.Rule(("embed_tokens.weight",), "embed_tokens.weight", split=0 if tp else None),
                  weightcast.Rule(("{}.q_proj.weight", "{}.k_proj.weight", "{}.v_proj.weight"), "{}.qkv_proj.weight",
                                  split=0 if tp else None, recipe=FP8_BLOCK),
@@ -235,7 +238,8 @@ def server(pipe: Connection, setting: Setting, rank: int) -> None:
     parameters = setting.model.parameters(setting.layout, rank, len(setting.servers))
     shapes = {p.name: (p.shape, p.recipe) for p in parameters} | {p.scales.name: (p.scales.shape, "fp32") for p in parameters if p.scales}
     held = laid_out(arrays, shapes, BYTES)
-    with weightcast.Server(setting.config, rank, 0, parameters, held) as handle:
+    replica = rank if setting.layout == "replicas" else 0
+    with weightcast.Server(setting.config, rank, replica, parameters, held) as handle:
         handle.wait_connected(120)
         answer(pipe, sum(math.prod(shape) * BYTES[kind] for shape, kind in shapes.values()))
         for order, version in orders(pipe):
@@ -275,15 +279,17 @@ def box(array: Any, offset: tuple[int, ...], extent: tuple[int, ...]) -> Any:
     return array[(*offset[:before], *(slice(o, o + n) for o, n in zip(offset[before:], extent, strict=True)))]
 
 
-def configuration(folder: Path, trainers: int, servers: int) -> dict[str, Any]:
+def configuration(folder: Path, trainers: int, servers: int, replicas: int, relay: bool) -> dict[str, Any]:
     program = abi.library_path().parent / "weightcast"
     subprocess.run([program, "keygen", folder / "secret"], check=True, capture_output=True, timeout=30)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     return {"run": "multi_gpu", "secret_file": str(folder / "secret"), "log_level": "warning",
-            "controller": {"address": f"tcp://127.0.0.1:{port}", "trainers": trainers, "replicas": 1, "servers_per_replica": servers},
-            "performance": {"chunk_bytes": 64 * MIB, "scratch_bytes": 768 * MIB}}  # fmt: skip
+            "controller": {"address": f"tcp://127.0.0.1:{port}", "trainers": trainers, "replicas": replicas,
+                           "servers_per_replica": servers // replicas},
+            "links": {"node": "host", "nic_mbs": 380_000, "nvlink_mbs": 380_000},  # alike: only their ratio counts
+            "performance": {"chunk_bytes": 64 * MIB, "scratch_bytes": 768 * MIB, "relay": relay}}  # fmt: skip
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -293,7 +299,8 @@ def spread(values: list[float]) -> dict[str, float]:
 def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     devices = (tuple(arguments.trainers), tuple(arguments.servers)) if arguments.trainers else ((None, None), (None, None))
     scratch = {} if arguments.trainers else {"chunk_bytes": 4 * MIB, "scratch_bytes": 16 * MIB}
-    config = configuration(folder, len(devices[0]), len(devices[1]))
+    replicas = len(devices[1]) if arguments.layout == "replicas" else 1
+    config = configuration(folder, len(devices[0]), len(devices[1]), replicas, arguments.relay)
     setting = Setting(config | {"performance": config["performance"] | scratch}, Model.of_bytes(1e9 * arguments.gb), arguments.layout,
                       *devices, arguments.isolated)  # fmt: skip
     trainers, servers = [f"trainer {i}" for i in range(len(devices[0]))], [f"server {i}" for i in range(len(devices[1]))]
@@ -317,6 +324,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 problems += [f"version {version}, {name}: {tensor}" for tensor in wrong]
     later = reports[1:]
     return {"bench": "update", "trainers": devices[0], "servers": devices[1], "layout": arguments.layout, "isolated": arguments.isolated,
+            "relay": arguments.relay,
             "tensors": len(setting.model.manifest()), "layers": setting.model.layers, "versions": arguments.versions,
             "trainer_bytes": [held[name] for name in trainers], "server_bytes": [held[name] for name in servers],
             "bytes": reports[0]["bytes"], "first_contact_s": reports[0]["first_contact_s"], "first_transfer_s": reports[0]["transfer_s"],
@@ -329,7 +337,8 @@ def main() -> int:
     parser.add_argument("--trainers", type=int, nargs="+", metavar="GPU", help="one process on each; none: host memory")
     parser.add_argument("--servers", type=int, nargs="+", metavar="GPU")
     parser.add_argument("--gb", type=float, default=16, help="GB (1e9 bytes) of BF16, about (default %(default)s)")
-    parser.add_argument("--layout", choices=("ep", "tp"), default="ep", help="of the servers (default %(default)s)")
+    parser.add_argument("--layout", choices=("ep", "tp", "replicas"), default="ep", help="of the servers (default %(default)s)")
+    parser.add_argument("--relay", action="store_true", help="servers pass on to one another what several of them hold")
     parser.add_argument("--versions", type=int, default=6, help="updates; the first is reported apart (default %(default)s)")
     parser.add_argument("--isolated", action="store_true", help="each process sees its own GPU alone (CUDA_VISIBLE_DEVICES)")
     parser.add_argument("--json", type=Path, help="also write the result there")

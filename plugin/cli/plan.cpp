@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <future>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "plugin/cli/catalogs.h"
 #include "plugin/cli/command.h"
@@ -23,7 +25,7 @@ std::uint64_t peak_rss_bytes() {
   return static_cast<std::uint64_t>(usage.ru_maxrss) * 1024;
 }
 
-// The bound is computed beside the other two, on another core where there is one.
+// What needs no plan is done beside planning, on another core where there is one: half of the proof, and the bound.
 struct Took {
   double all_s = 0;
   double planning_s = 0;
@@ -31,49 +33,88 @@ struct Took {
   double bounding_s = 0;
 };
 
+// Of the tables that a controller hands out: the largest of a trainer and of a server.
+struct TableSizes {
+  std::size_t trainer_bytes = 0;
+  std::size_t server_bytes = 0;
+};
+
+TableSizes table_sizes_of(const Plan& plan, const Catalogs& catalogs) {
+  auto of_trainers = std::async(std::launch::async, [&] {
+    std::size_t most = 0;
+    for (const auto& of : catalogs.trainers)
+      most = std::max(most, encode(trainer_table(plan, catalogs, of.rank)).size());
+    return most;
+  });
+  TableSizes sizes;
+  for (const auto& of : catalogs.servers) {
+    sizes.server_bytes = std::max(sizes.server_bytes, encode(server_table(plan, catalogs, of.rank)).size());
+  }
+  sizes.trainer_bytes = of_trainers.get();
+  return sizes;
+}
+
 // What making the plan cost, and what it is worth.
-std::string summary_of(const Plan& plan, const Topology& topology, const Bound& bound, const Took& took) {
+std::string summary_of(const Plan& plan, const Topology& topology, const Bound& bound, const Took& took,
+                       const std::optional<TableSizes>& tables) {
   using Json = nlohmann::ordered_json;
   const auto gap = gap_of(plan, topology, bound);
   std::uint64_t tensors = 0;
   for (const auto& step : plan.steps) tensors += step.count;
-  const Json document = {{"plan_s", took.all_s},
-                         {"planning_s", took.planning_s},
-                         {"proving_s", took.proving_s},
-                         {"bounding_s", took.bounding_s},
-                         {"peak_rss_bytes", peak_rss_bytes()},
-                         {"steps", plan.steps.size()},
-                         {"scale_steps", plan.scale_steps.size()},
-                         {"tensors_of_steps", tensors},
-                         {"bound_s", gap ? Json(bound.seconds) : Json(nullptr)},
-                         {"makespan_s", gap ? Json(makespan_s(plan, topology)) : Json(nullptr)},
-                         {"gap", gap ? Json(*gap) : Json(nullptr)},
-                         {"binding", gap ? Json(bound.binding) : Json(nullptr)}};
+  Json document = {{"plan_s", took.all_s},
+                   {"planning_s", took.planning_s},
+                   {"proving_s", took.proving_s},
+                   {"bounding_s", took.bounding_s},
+                   {"peak_rss_bytes", peak_rss_bytes()},
+                   {"steps", plan.steps.size()},
+                   {"scale_steps", plan.scale_steps.size()},
+                   {"tensors_of_steps", tensors},
+                   {"bound_s", gap ? Json(bound.seconds) : Json(nullptr)},
+                   {"makespan_s", gap ? Json(makespan_s(plan, topology)) : Json(nullptr)},
+                   {"gap", gap ? Json(*gap) : Json(nullptr)},
+                   {"binding", gap ? Json(bound.binding) : Json(nullptr)}};
+  if (tables) {
+    document["table_bytes_max"] = std::max(tables->trainer_bytes, tables->server_bytes);
+    document["trainer_table_bytes_max"] = tables->trainer_bytes;
+    document["server_table_bytes_max"] = tables->server_bytes;
+  }
   return document.dump(2) + "\n";
 }
 
-int run_plan(const PlanInput& input, bool json, bool steps) {
+struct PlanOutput {
+  bool json = false;
+  bool steps = false;
+  bool tables = false;
+};
+
+int run_plan(const PlanInput& input, const PlanOutput& output) {
   const auto [catalogs, topology] = load_cluster(input.files);
   auto options = options_of(input);
   Took took;
   const auto start = Clock::now();
-  auto bounding = std::async(std::launch::async, [&, &catalogs = catalogs, &topology = topology] {  // knows no plan
+  const std::shared_future proving =
+      std::async(std::launch::async, [&catalogs = catalogs] { return Prover(catalogs); });
+  auto bounding = std::async(std::launch::async, [&, &catalogs = catalogs, &topology = topology] {
+    proving.wait();
+    const auto begun = Clock::now();
     auto bound = lower_bound(catalogs, topology, options.relay, options.unused_tensors);
-    took.bounding_s = seconds_since(start);
+    took.bounding_s = seconds_since(begun);
     return bound;
   });
   const auto plan = make_plan(catalogs, topology, options);
   took.planning_s = seconds_since(start);
-  const auto proof = prove(plan, catalogs, topology);
+  const auto proof = proving.get().prove(plan, topology);
   took.proving_s = seconds_since(start) - took.planning_s;
   const auto bound = bounding.get();
   took.all_s = seconds_since(start);
-  if (steps) {
+  if (output.steps) {
     print(to_json(plan, outline_of(plan, catalogs, topology, bound)));
     return kDone;
   }
-  if (json) {
-    print(summary_of(plan, topology, bound, took));
+  std::optional<TableSizes> tables;
+  if (output.tables) tables = table_sizes_of(plan, catalogs);
+  if (output.json) {
+    print(summary_of(plan, topology, bound, took, tables));
     return kDone;
   }
   options.relay = false;
@@ -86,6 +127,10 @@ int run_plan(const PlanInput& input, bool json, bool steps) {
     print(fmt::format("        {} bytes are passed on, each by a server that has received it before\n",
                       proof.relayed_bytes));
   }
+  if (tables) {
+    print(fmt::format("tables of at most {} bytes for a trainer, {} for a server\n", tables->trainer_bytes,
+                      tables->server_bytes));
+  }
   return kDone;
 }
 
@@ -94,8 +139,7 @@ int run_plan(const PlanInput& input, bool json, bool steps) {
 void add_plan(CLI::App& app, Action& action) {
   struct Options {
     PlanInput input;
-    bool json = false;
-    bool steps = false;
+    PlanOutput output;
   };
   auto options = std::make_shared<Options>();
   auto& command = add_command(
@@ -104,10 +148,10 @@ void add_plan(CLI::App& app, Action& action) {
       "  weightcast plan trainer0.json trainer1.json server0.json\n"
       "  weightcast plan --steps *.catalog.json >plan.json");
   add_plan_input(command, options->input);
-  command.add_flag("--json", options->json, "print what planning took and the gap to the bound as JSON");
-  command.add_flag("--steps", options->steps, "print the whole plan as JSON, every step");
-  command.callback(
-      [&action, options] { action = [options] { return run_plan(options->input, options->json, options->steps); }; });
+  command.add_flag("--json", options->output.json, "print what planning took and the gap to the bound as JSON");
+  command.add_flag("--steps", options->output.steps, "print the whole plan as JSON, every step");
+  command.add_flag("--tables", options->output.tables, "also say what the largest table of a rank takes, encoded");
+  command.callback([&action, options] { action = [options] { return run_plan(options->input, options->output); }; });
 }
 
 }  // namespace weightcast::cli

@@ -11,11 +11,9 @@ constexpr int kTilesOfBlock = 4;  // of the capped kernels: as many as a multipr
 
 // A table streams through: a line of it is in the L2 before the block whose turn it is asks for it.
 template <class Row>
-__device__ void prefetch_ahead(const Row* table, std::uint32_t count) {
+__device__ void prefetch_ahead(const Row* table, std::uint32_t at, std::uint32_t count) {
   constexpr std::uint32_t kAhead = 2048;  // a few times what runs at once
-  if (threadIdx.x == 0 && blockIdx.x + kAhead < count) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(table + blockIdx.x + kAhead));
-  }
+  if (threadIdx.x == 0 && at + kAhead < count) asm volatile("prefetch.global.L2 [%0];" ::"l"(table + at + kAhead));
 }
 
 template <class Source, bool kDigest>
@@ -23,7 +21,7 @@ __device__ void cast_all(const CastMatrix* matrices, const FastTile* tiles, std:
                          std::uint64_t version, Findings findings) {
   __shared__ Exchange exchange;
   const FastTile tile = tiles[blockIdx.x];
-  prefetch_ahead(tiles, count);
+  prefetch_ahead(tiles, blockIdx.x, count);
   const Group group{static_cast<int>(threadIdx.x), 1, &exchange, 0};
   cast_tile<Source, kDigest>(matrices, tile, recipe, group, version, findings);
 }
@@ -37,6 +35,35 @@ __device__ void cast_capped(const CastMatrix* matrices, const FastTile* tiles, s
   for (std::uint32_t at = blockIdx.x * kTilesOfBlock + quarter; at < count; at += gridDim.x * kTilesOfBlock) {
     cast_tile<Source, kDigest>(matrices, tiles[at], recipe, group, version, findings);
     ++group.turn;
+  }
+}
+
+template <class Word>
+__device__ void copy_as(const CopyTile& tile) {
+  const auto* from = reinterpret_cast<const Word*>(tile.from);
+  auto* to = reinterpret_cast<Word*>(tile.to);
+  const std::uint32_t words = tile.bytes / sizeof(Word);
+  for (std::uint32_t at = threadIdx.x; at < words; at += kTileThreads) to[at] = from[at];
+  const std::uint32_t rest = words * sizeof(Word) + threadIdx.x;
+  if (rest < tile.bytes) tile.to[rest] = tile.from[rest];
+}
+
+__device__ void copy_tile(const CopyTile& tile) {
+  constexpr int kLoads = kCopyTileBytes / (16 * kTileThreads);
+  const auto place = reinterpret_cast<std::uintptr_t>(tile.from) | reinterpret_cast<std::uintptr_t>(tile.to);
+  if (place % 16 == 0 && tile.bytes == kCopyTileBytes) {
+    uint4 v[kLoads];
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) v[i] = load_now(tile.from + (threadIdx.x + i * kTileThreads) * 16);
+    __syncthreads();  // the memory likes long reads and long writes better than both mixed
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) reinterpret_cast<uint4*>(tile.to)[threadIdx.x + i * kTileThreads] = v[i];
+  } else if (place % 16 == 0) {
+    copy_as<uint4>(tile);
+  } else if (place % 4 == 0) {
+    copy_as<unsigned>(tile);
+  } else {
+    copy_as<unsigned char>(tile);
   }
 }
 
@@ -82,28 +109,13 @@ extern "C" __global__ void __launch_bounds__(kDigestThreads)
   digest_part(parts[blockIdx.x], version, findings);
 }
 
-extern "C" __global__ void __launch_bounds__(kTileThreads) copy(const CopyTile* tiles, std::uint32_t count) {
-  constexpr int kLoads = kCopyTileBytes / (16 * kTileThreads);
-  const CopyTile tile = tiles[blockIdx.x];
-  prefetch_ahead(tiles, count);
-  const unsigned char* const from = tile.from;
-  unsigned char* const to = tile.to;
-  const std::uint64_t bytes = tile.bytes;
-  const bool is_aligned = (reinterpret_cast<std::uintptr_t>(from) | reinterpret_cast<std::uintptr_t>(to)) % 16 == 0;
-  if (is_aligned && bytes == kCopyTileBytes) {
-    uint4 v[kLoads];
-#pragma unroll
-    for (int i = 0; i < kLoads; ++i) v[i] = load_now(from + (threadIdx.x + i * kTileThreads) * 16);
-    __syncthreads();  // the memory likes long reads and long writes better than both mixed
-#pragma unroll
-    for (int i = 0; i < kLoads; ++i) reinterpret_cast<uint4*>(to)[threadIdx.x + i * kTileThreads] = v[i];
-    return;
+extern "C" __global__ void __launch_bounds__(kTileThreads)
+    copy(const CopyTile* tiles, std::uint32_t count, std::uint64_t left_out) {
+  for (std::uint32_t at = blockIdx.x; at < count; at += gridDim.x) {
+    const CopyTile tile = tiles[at];
+    prefetch_ahead(tiles, at, count);
+    if ((left_out >> tile.group & 1) == 0) copy_tile(tile);
   }
-  const std::uint64_t wide = is_aligned ? bytes / 16 * 16 : 0;
-  for (std::uint64_t at = threadIdx.x * 16; at < wide; at += kTileThreads * 16) {
-    *reinterpret_cast<uint4*>(to + at) = load_wide(from + at);
-  }
-  for (std::uint64_t at = wide + threadIdx.x; at < bytes; at += kTileThreads) to[at] = from[at];
 }
 
 extern "C" __global__ void __launch_bounds__(kTileThreads) read_only(const unsigned char* memory, std::uint64_t bytes) {

@@ -30,7 +30,7 @@ def skip_if_it_cannot_run(returncode, said):
         pytest.skip(said.strip().splitlines()[-1].removeprefix("SKIPPED: "))
 
 
-@pytest.mark.parametrize("layout", ["fan_in", "straggler"])
+@pytest.mark.parametrize("layout", ["relay", "straggler"])
 def test_the_measured_time_is_the_simulated_one(layout, tmp_path):
     run = started(layout, "--updates", 5, "--tolerance", TOLERANCE, "--json", tmp_path / "found.json")
     said, complained = run.communicate(timeout=150)

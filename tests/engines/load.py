@@ -78,6 +78,10 @@ class Load:
             self.requests.append(request)
             complete(self._url, prompt, random_.randint(self._tokens // 2, self._tokens), request)
 
+    def stop_when_idle(self) -> None:
+        """No further request begins."""
+        self._stop.set()
+
     def stop(self) -> list[Request]:
         """Lets what is in flight end; every request of this load."""
         self._stop.set()

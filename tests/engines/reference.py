@@ -1,9 +1,9 @@
 """reference.py FOLDER_A FOLDER_B BOUND < requests: says which tokens an engine that switches weights may not have made.
 
-transformers' model, not the engine's. Each request is {"prompt", "tokens", "spans": [[version letter, first token]...],
-"kv"}: tokens are fed as the engine emitted them, with the weights of the span that each was made with; under "keep" the
-keys and values of earlier spans stay, under "recompute" they are made anew. A token is wrong if another one scores more
-than BOUND above it. Prints one JSON list per line of stdin: [[index, token, best, margin]...].
+transformers' model in FP32, not the engine's. Each request is {"prompt", "tokens", "spans": [[version letter, first
+token]...], "kv"}: tokens are fed as the engine emitted them, with the weights of the span that each was made with; under
+"keep" the keys and values of earlier spans stay, under "recompute" they are made anew. A token is wrong if another one
+scores more than BOUND above it. Prints one JSON list per line of stdin: [[index, token, best, margin]...].
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ models: dict[str, torch.nn.Module] = {}
 
 def model(letter: str, folders: dict[str, str]) -> torch.nn.Module:
     if letter not in models:
-        models[letter] = transformers.AutoModelForCausalLM.from_pretrained(folders[letter], dtype=torch.bfloat16).eval()
+        models[letter] = transformers.AutoModelForCausalLM.from_pretrained(folders[letter], dtype=torch.float32).eval()
     return models[letter]
 
 
@@ -36,13 +36,13 @@ def wrong_tokens(request: dict, folders: dict[str, str], bound: float) -> list:
         if cache is None or request["kv"] == "recompute":
             cache, fed = transformers.DynamicCache(), 0
         until = len(prompt) + end - 1  # the input that makes the span's last token
-        logits = model(letter, folders)(ids[:, fed:until], past_key_values=cache, use_cache=True).logits[0].float()
-        for index in range(first, end):
-            scores = logits[len(prompt) + index - 1 - fed]
+        made = end - first
+        logits = model(letter, folders)(ids[:, fed:until], past_key_values=cache, use_cache=True, logits_to_keep=made).logits[0]
+        for index, scores in zip(range(first, end), logits, strict=True):
             best = int(scores.argmax())
             margin = float(scores[best] - scores[tokens[index]])
             if margin > bound:
-                wrong.append([index, tokens[index], best, round(margin, 3)])
+                wrong.append([index, tokens[index], best, round(margin, 4)])
         fed = until
     return wrong
 

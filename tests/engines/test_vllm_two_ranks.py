@@ -38,7 +38,8 @@ def cluster(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
                                                  "servers_per_replica": 2}, "secret_file": str(folder / "secret"),
                                   "times": {"join_ms": 600000, "death_idle_ms": 60000, "death_busy_ms": 30000}}))  # fmt: skip
     arrays = load_file(checkpoints / "a/model.safetensors")
-    with weightcast.Trainer(config, 0, arrays) as trainer, serving(folder / "server", checkpoints / "a", config, ranks=2) as server:
+    with weightcast.Trainer(config, 0, arrays) as trainer, serving(folder / "server", checkpoints / "a", config, "--tensor-parallel-size", "2",
+                                                                         "--dtype", "bfloat16", "--skip-tokenizer-init") as server:
         trainer.wait_connected(60)
         yield server, trainer, arrays
 

@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-START_S = 600 if os.environ.get("WEIGHTCAST_LONG") else 300
+START_S = 600  # three processes import vLLM one after the other: a minute on two idle cores
 
 
 def engine_python() -> Path:
-    """Of the environment that `./dev setup engines` makes; skips, with the reason, where there is none."""
+    """Of the environment that `./dev test engines` makes; skips, with the reason, where there is none."""
     path = Path(os.environ.get("WEIGHTCAST_VLLM_VENV", ROOT / ".venv-vllm")) / "bin/python"
     if not path.exists():
         pytest.skip(f"no vLLM environment at {path.parents[1]}; ./dev test engines makes it")
@@ -42,7 +42,8 @@ def installed_package(folder: Path) -> str:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    return os.environ | {
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}  # vLLM compiles for 20 s
+    return kept | {
         "PYTHONPATH": installed_package(folder / "site"),
         "WEIGHTCAST_LIBRARY": os.environ.get("WEIGHTCAST_LIBRARY", str(ROOT / "build/debug/plugin/libweightcast.so")),
         "WEIGHTCAST_VLLM_CPU_PACKING": "off",
@@ -61,12 +62,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def arguments(model: Path, port: int, config: Path, ranks: int = 1) -> list[str]:
-    return ["--model", str(model), "--served-model-name", "m", "--port", str(port), "--host", "127.0.0.1", "--dtype", "bfloat16",
-            "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "8", "--skip-tokenizer-init", "--seed", "0",
-            "--tensor-parallel-size", str(ranks), "--disable-uvicorn-access-log", "--enable-scale-out", "--block-size", "32",
-            "--weight-transfer-config", '{"backend": "weightcast"}',
-            "--additional-config", json.dumps({"weightcast": {"config": str(config)}})]  # fmt: skip
+def arguments(model: Path, port: int, config: Path, *more: str) -> list[str]:
+    return ["--model", str(model), "--served-model-name", "m", "--port", str(port), "--host", "127.0.0.1", "--enforce-eager",
+            "--max-model-len", "512", "--max-num-seqs", "8", "--seed", "0", "--disable-uvicorn-access-log", "--enable-scale-out",
+            "--block-size", "32", "--weight-transfer-config", '{"backend": "weightcast"}',
+            "--additional-config", json.dumps({"weightcast": {"config": str(config)}}), *more]  # fmt: skip
 
 
 class Serving:
@@ -76,26 +76,31 @@ class Serving:
         self.url, self.log, self.process = url, log, process
 
     def get(self, route: str) -> dict:
-        with urllib.request.urlopen(f"{self.url}/{route}", timeout=30) as response:
+        with urllib.request.urlopen(f"{self.url}/{route}", timeout=120) as response:
             return json.loads(response.read() or b"null")
 
     def post(self, route: str, body: dict) -> dict:
         request = urllib.request.Request(f"{self.url}/{route}", json.dumps(body).encode(), {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=120) as response:
+        with urllib.request.urlopen(request, timeout=300) as response:
             return json.loads(response.read() or b"null")
+
+    def preemptions(self) -> float:
+        """Requests that the engine has started again so far."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=120) as response:
+            return sum(map(float, re.findall(r"^vllm:num_preemptions_total\{.*\} (\S+)$", response.read().decode(), re.MULTILINE)))
 
     def said(self, pattern: str) -> list[str]:
         return re.findall(pattern, self.log.read_text(errors="replace"))
 
 
 @contextlib.contextmanager
-def serving(folder: Path, model: Path, config: Path, ranks: int = 1) -> Iterator[Serving]:
-    """Until the `with` block ends; $WEIGHTCAST_TEST_VLLM names another program that takes the same arguments."""
+def serving(folder: Path, model: Path, config: Path, *more: str) -> Iterator[Serving]:
+    """Until the `with` block ends; `more` are arguments of vLLM. $WEIGHTCAST_TEST_VLLM names another program that takes them."""
     folder.mkdir(parents=True, exist_ok=True)
     port, log = free_port(), folder / "server.log"
     program = os.environ.get("WEIGHTCAST_TEST_VLLM", f"{engine_python()} -m vllm.entrypoints.openai.api_server").split()
     with log.open("w") as output:
-        process = subprocess.Popen([*program, *arguments(model, port, config, ranks)], cwd=folder, env=environment(folder),
+        process = subprocess.Popen([*program, *arguments(model, port, config, *more)], cwd=folder, env=environment(folder),
                                    stdout=output, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
     server = Serving(f"http://127.0.0.1:{port}", log, process)
     try:
@@ -119,7 +124,7 @@ def serving(folder: Path, model: Path, config: Path, ranks: int = 1) -> Iterator
 
 def _healthy(server: Serving) -> bool:
     try:
-        with urllib.request.urlopen(f"{server.url}/health", timeout=2) as response:
+        with urllib.request.urlopen(f"{server.url}/health", timeout=10) as response:
             return response.status == 200
     except OSError:
         return False

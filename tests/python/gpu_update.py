@@ -7,8 +7,13 @@ from pathlib import Path
 import torch
 import weightcast
 
-SHAPES = {"mlp.weight": (576, 1024), "big.weight": (4096, 4096), "embed.weight": (1000, 128), "norm.weight": (1024,)}
-CAST = ("mlp.weight", "big.weight")
+# A trainer's half of big.weight is a run that is put; of the experts, which servers stack, it is rows between the other
+# trainer's, which a kernel stores.
+EXPERTS = tuple(f"experts.{expert}.weight" for expert in range(6))
+SHAPES = {"mlp.weight": (576, 1024), "big.weight": (8192, 4096), **dict.fromkeys(EXPERTS, (384, 256)),
+          "embed.weight": (1000, 128), "norm.weight": (1024,)}
+PARAMETERS = {name: (name,) for name in SHAPES if name not in EXPERTS} | {"experts.weight": EXPERTS}
+CAST = ("mlp.weight", "big.weight", "experts.weight")
 VERSIONS = 3
 BLOCK = 128
 
@@ -31,7 +36,7 @@ def cast(x):
 
 
 def halves(name, rank):
-    """First row and rows of a trainer's half: of mlp.weight it cuts blocks."""
+    """First row and rows of a trainer's half: of mlp.weight and the experts it cuts blocks."""
     rows = SHAPES[name][0]
     return rank * (rows // 2), rows // 2
 
@@ -64,9 +69,11 @@ def train(config, rank):
 
 
 def serve(config, rank):
-    rules = [weightcast.Rule((name,), name, **({"recipe": weightcast.FP8_BLOCK} if name in CAST else {})) for name in SHAPES]
+    rules = [weightcast.Rule(tensors, name, **({"recipe": weightcast.FP8_BLOCK} if name in CAST else {}))
+             for name, tensors in PARAMETERS.items()]
     arrays = {}
-    for name, shape in SHAPES.items():
+    for name, tensors in PARAMETERS.items():
+        shape = (len(tensors) * SHAPES[tensors[0]][0], *SHAPES[tensors[0]][1:])
         dtype = torch.float8_e4m3fn if name in CAST else torch.bfloat16
         arrays[name] = torch.zeros(shape, dtype=dtype, device="cuda")
         if name in CAST:
@@ -80,8 +87,9 @@ def serve(config, rank):
                 continue
             committed = server.state().committed_version
             expected = weights(committed)
-            for name in SHAPES:
-                codes, scale = cast(expected[name]) if name in CAST else (expected[name], None)
+            for name, tensors in PARAMETERS.items():
+                whole = torch.cat([expected[tensor] for tensor in tensors])  # experts are whole rows of blocks
+                codes, scale = cast(whole) if name in CAST else (whole, None)
                 assert torch.equal(arrays[name].cpu().view(torch.uint8), codes.contiguous().view(torch.uint8)), name
                 assert scale is None or torch.equal(arrays[f"{name}_scale_inv"].cpu(), scale), name
             print(f"server {rank}: version {committed} is equal", flush=True)

@@ -25,7 +25,8 @@ PROCESS = pathlib.Path(__file__).with_name("gpu_update.py")
 def test_servers_hold_what_torch_makes_of_the_trainers_weights(tmp_path):
     weightcast("keygen", tmp_path / "weightcast.secret")
     config = {"controller": {"address": f"tcp://127.0.0.1:{free_port()}", "trainers": 2, "replicas": 1, "servers_per_replica": 1},
-              "secret_file": str(tmp_path / "weightcast.secret")}
+              "secret_file": str(tmp_path / "weightcast.secret"),
+              "performance": {"chunk_bytes": 64 << 20, "scratch_bytes": 256 << 20}}
     (tmp_path / "weightcast.json").write_text(json.dumps(config))
     start = lambda role, rank: subprocess.Popen([sys.executable, PROCESS, tmp_path, role, str(rank)], text=True,  # noqa: E731
                                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -78,8 +78,9 @@ def test_the_largest_scenarios_are_planned_and_proved_within_2_percent_of_their_
 
 
 def test_plan_as_json_says_what_it_took_and_the_gap():
-    summary = json.loads(weightcast("plan", "--json", SCENARIOS / "demo_4to4.json").stdout)
+    summary = json.loads(weightcast("plan", "--json", "--tables", SCENARIOS / "demo_4to4.json").stdout)
     assert 0 < summary["plan_s"] < 60 and summary["peak_rss_bytes"] > 0 and summary["steps"] > 0
+    assert 0 < summary["server_table_bytes_max"] <= summary["table_bytes_max"] < 16384
     assert 0 <= summary["gap"] < 0.02
 
 

@@ -4,6 +4,8 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <map>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -58,7 +60,7 @@ struct Cluster {
     says(key, CardOffer{{1}, {{0, 0}}});
   }
   void plan_and_connect() {
-    PlanMade plan{generation, {}, {}, {100, 20}};  // bytes into each server
+    PlanMade plan{generation, {}, {}, {100, 20}, feeds};  // bytes into each server
     for (const RankKey& key : all) plan.tables[key] = {1};
     event(plan);
     for (const RankKey& key : all) says(key, Connected{generation, 0.1, {}});
@@ -100,7 +102,8 @@ struct Cluster {
     return aborts.empty() ? "" : aborts.back().text;
   }
 
-  const std::vector<RankKey> all{kTrainer0, kTrainer1, kServer0, kServer1};
+  std::vector<RankKey> all{kTrainer0, kTrainer1, kServer0, kServer1};
+  std::map<std::uint32_t, std::set<std::uint32_t>> feeds;  // of the next plan
   Config config;
   Clock::time_point now{Milliseconds(1000)};
   ControllerCore core;

@@ -32,10 +32,12 @@ class MemoryFabric final : public Fabric {
   PeerId connect(const std::string&, std::span<const std::byte>, Deadline) override { return 0; }
   PeerFacts peer_facts(PeerId) const override { return {}; }
   void disconnect(PeerId) override {}
+  MemorySpan mapped(PeerId, std::uint32_t) const override { return {}; }
   Status put(const Put&, Deadline) override { return {}; }
   Status signal(PeerId, std::span<const std::byte>, Tally*, Deadline) override { return {}; }
   Status send(PeerId, std::span<const std::byte>, Tally*, Deadline) override { return {}; }
   void set_lease(Clock::time_point) noexcept override {}
+  bool lease_holds() const noexcept override { return true; }
   void set_active(bool) noexcept override {}
 
  private:

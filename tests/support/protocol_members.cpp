@@ -37,7 +37,8 @@ void World::trainer_event(Process& process, const TrainerEvent& event) {
 void World::link(Process& process, const TableOffer& offer) {
   std::vector<Target> targets;
   for (const PeerCard& peer : offer.peers) {
-    if (peer.role != Role::server) continue;
+    const bool is_fed = offer.table.size() == 1 || peer.rank == offer.table[1];  // see relay_through_first()
+    if (peer.role != Role::server || !is_fed) continue;
     std::uint64_t memory = 0;
     std::memcpy(&memory, peer.card.data(), sizeof memory);
     targets.push_back({peer.rank, peer.incarnation, memory, false, false});
@@ -79,7 +80,7 @@ void World::put_next(Process& process, std::uint64_t version, std::uint64_t toke
   const Stamp stamp{version, token, process.content};
   at_process(process, mostly_between(1, 40), [=, this, &process, put = target] {
     land(put, process.key.rank, stamp);
-    at(mostly_between(0, 10), [=, this, &process] { signal(process, put, stamp); });
+    at(mostly_between(0, 10), [=, this, &process] { signal(process, put, stamp, 0); });
     at_process(process, between(1, 15), [=, this, &process] { put_next(process, version, token, index + 1); });
   });
 }
@@ -93,10 +94,11 @@ void World::land(const Target& target, std::uint32_t trainer, const Stamp& stamp
   memory.parts[trainer] = stamp;
 }
 
-void World::signal(Process& process, const Target& target, const Stamp& stamp) {
+void World::signal(const Process& process, const Target& target, const Stamp& stamp, std::uint32_t ordinal) {
   Process* server = current({Role::server, target.server});
   if (server->incarnation != target.incarnation) return;
-  hear_signal(*server, {stamp.token, stamp.version, process.key.rank, target.server, 0, 8, stamp.content});
+  hear_signal(*server, {stamp.token, stamp.version, process.key.role, process.key.rank, target.server, ordinal, 8,
+                        stamp.content});
 }
 
 void World::end_move(Process& process, std::uint64_t version, std::uint64_t token, Status status) {
@@ -157,7 +159,19 @@ void World::server_event(Process& process, const ServerEvent& event) {
       }
       if (const auto* ready = std::get_if<Ready>(&send->message)) ready_.insert({process.key.rank, ready->version});
       send_up(process, send->message);
-    } else if (!std::holds_alternative<AdoptTable>(action)) {
+    } else if (const auto* adopt = std::get_if<AdoptTable>(&action)) {
+      if (passes_on(adopt->table)) link_onward(process, *adopt);
+    } else if (const auto* order = std::get_if<PassOn>(&action)) {
+      pass_on(process, *order);
+    } else if (const auto* stopping = std::get_if<StopPassing>(&action)) {
+      if (!process.stop && stopping->token == process.pass_token) process.stop = stopping->why;
+    } else if (const auto* drop = std::get_if<DropServers>(&action)) {
+      for (Target& target : process.targets) {
+        if (std::count(drop->servers.begin(), drop->servers.end(), target.server) != 0) target.dropped = true;
+      }
+    } else if (const auto* lease = std::get_if<SetLease>(&action)) {
+      process.lease = lease->until;
+    } else {
       if (const auto before = memories_.find(process.memory); before != memories_.end()) {
         ++fabrics_closed_;
         before->second.closed = true;
@@ -178,13 +192,17 @@ void World::take_memory(Process& process) {
 void World::hear_signal(Process& process, const Signal& signal) {
   at_process(process, mostly_between(1, 20), [this, &process, signal] {
     Memory& memory = memories_[process.memory];
-    const Stamp& stamp = memory.parts[signal.trainer];
+    const std::uint32_t trainer = signal.role == Role::trainer ? signal.sender : signal.ordinal;
+    const Stamp& stamp = memory.parts[trainer];
     if (memory.attempt == signal.token) {
       expect(stamp.token == signal.token && stamp.content == signal.digest,
-             fmt::format("what server {} verifies is what trainer {} sent", process.key.rank, signal.trainer));
+             fmt::format("what server {} verifies is what trainer {} sent", process.key.rank, trainer));
     }
     SignalArrived arrived{signal, {}, 0.1};
     if (chance(options_.faults && !is_calm_ ? 0.03 : 0)) arrived.verified = Status(Code::corrupted, "digest");
+    if (arrived.verified.ok() && signal.role == Role::trainer && signal.token == process.pass_token) {
+      for (std::size_t to = 0; to < process.targets.size(); ++to) process.pass_queue.emplace_back(trainer, to);
+    }
     server_event(process, arrived);
     if (process.server->view().phase == ServerPhase::ready && memory.attempt == signal.token) memory.sealed = true;
   });

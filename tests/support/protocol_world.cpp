@@ -232,14 +232,17 @@ void World::controller_event(const ControllerEvent& event) {
 }
 
 void World::make_plan(const MakePlan& request) {
-  PlanMade plan{request.generation, {}, {}, {}};
+  PlanMade plan{request.generation, {}, {}, {}, {}};
   for (const Catalog& trainer : request.catalogs.trainers) {
     if (trainer.entries.empty()) plan.status = Status(Code::invalid_argument, "a trainer's part has no source");
     plan.tables[{Role::trainer, trainer.rank}] = {1};
   }
+  std::vector<std::uint32_t> servers;
   for (const Catalog& server : request.catalogs.servers) {
     plan.tables[{Role::server, server.rank}] = small_server_table(config_, server.rank);
+    if (!server.entries.empty()) servers.push_back(server.rank);
   }
+  if (options_.relay) relay_through_first(servers, plan);
   at(between(1, 20), [this, plan = std::move(plan), epoch = epoch_] {
     if (controller_ && epoch == epoch_) controller_event(plan);
   });

@@ -26,6 +26,7 @@ struct WorldOptions {
   std::uint32_t replicas = 2;
   std::uint32_t servers_per_replica = 2;
   bool in_place = false;
+  bool relay = false;  // the first server passes everything on to all others
   bool faults = true;
   bool verbose = false;
 };
@@ -84,6 +85,9 @@ struct Process {
   // a server's
   std::uint64_t memory = 0;
   std::uint64_t committing = 0;
+  std::uint64_t pass_token = 0;
+  std::uint64_t pass_left = 0;                                   // puts
+  std::deque<std::pair<std::uint32_t, std::size_t>> pass_queue;  // trainer and target
 };
 
 class World {
@@ -122,7 +126,7 @@ class World {
   void move(Process& process, const Move& order);
   void put_next(Process& process, std::uint64_t version, std::uint64_t token, std::size_t index);
   void land(const Target& target, std::uint32_t trainer, const Stamp& stamp);
-  void signal(Process& process, const Target& target, const Stamp& stamp);
+  void signal(const Process& process, const Target& target, const Stamp& stamp, std::uint32_t ordinal);
   void end_move(Process& process, std::uint64_t version, std::uint64_t token, Status status);
   void drive_push(Process& process);
   // servers
@@ -131,6 +135,12 @@ class World {
   void drive_host(Process& process);
   void commit(Process& process, std::uint64_t version);
   void take_memory(Process& process);
+  // relay
+  void relay_through_first(const std::vector<std::uint32_t>& servers, PlanMade& plan) const;
+  void link_onward(Process& process, const AdoptTable& order);
+  void pass_on(Process& process, const PassOn& order);
+  void pass_next(Process& process, std::uint64_t token);
+  void end_passing(Process& process, std::uint64_t token, Status status);
   // faults
   void fault();
   void calm();

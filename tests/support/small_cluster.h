@@ -70,7 +70,8 @@ inline std::vector<std::uint8_t> small_server_table(const Config& config, std::u
   ServerTable table;
   table.server = server;
   for (std::uint32_t trainer = 0; trainer < config.controller.trainers; ++trainer) {
-    table.senders.push_back({trainer, kPartBytes, {{0, small_part(kElementsOfPart * trainer, kElementsOfPart)}}});
+    const Piece part{0, small_part(kElementsOfPart * trainer, kElementsOfPart)};
+    table.senders.push_back({Role::trainer, trainer, kPartBytes, {part}, {{1, kPartBytes}}, {}});
   }
   return encode(table);
 }

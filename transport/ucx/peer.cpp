@@ -8,6 +8,7 @@
 
 #include "transport/base/log.h"
 #include "transport/base/stream_copy.h"
+#include "transport/cuda.h"
 #include "transport/ucx/inspect.h"
 
 namespace weightcast {
@@ -63,8 +64,9 @@ void Peer::unpack_keys(const Card& card) {
     rkeys_.emplace_back(rkey);
     targets_.push_back({reinterpret_cast<std::byte*>(region.base_address), region.bytes, region.kind});
     void* mapped = nullptr;
-    const bool host = region.kind == MemoryKind::host;  // cuda_ipc maps too
-    const bool is_mapped = host && ucx().ucp_rkey_ptr(rkey, region.base_address, &mapped) == UCS_OK;
+    // Shared memory and cuda_ipc map. Of a GPU's memory only what kernels reach counts, not a window for the CPU.
+    bool is_mapped = ucx().ucp_rkey_ptr(rkey, region.base_address, &mapped) == UCS_OK;
+    if (region.kind == MemoryKind::cuda) is_mapped = is_mapped && is_cuda_memory(static_cast<std::byte*>(mapped));
     const std::scoped_lock lock(mapped_mutex_);
     mapped_.push_back(is_mapped ? static_cast<std::byte*>(mapped) : nullptr);
   }
@@ -72,10 +74,15 @@ void Peer::unpack_keys(const Card& card) {
 
 bool Peer::store(std::uint32_t target, std::uint64_t offset, const std::byte* from, std::uint64_t bytes) {
   const std::shared_lock lock(mapped_mutex_);
-  if (target >= mapped_.size() || mapped_[target] == nullptr) return false;
-  if (Clock::now().time_since_epoch().count() >= setup_.lease->load(std::memory_order_acquire)) return false;
+  if (target >= mapped_.size() || mapped_[target] == nullptr || !is_host(target) || !lease_holds()) return false;
   stream_copy(mapped_[target] + offset, from, bytes);
   return true;
+}
+
+MemorySpan Peer::mapped(std::uint32_t target) const {
+  const std::shared_lock lock(mapped_mutex_);
+  if (target >= mapped_.size() || mapped_[target] == nullptr) return {};
+  return {mapped_[target], targets_[target].bytes, targets_[target].kind};
 }
 
 bool Peer::pump() {
@@ -126,8 +133,7 @@ void Peer::post(Flight& flight) {
 Status Peer::reason_not_to_post(const Submission& what) const {
   if (!failure_.ok()) return failure_;
   if (closing_) return {Code::aborted, fmt::format("{} {}: disconnected", verb(what.kind), setup_.name)};
-  if (what.kind == Submission::Kind::put &&
-      Clock::now().time_since_epoch().count() >= setup_.lease->load(std::memory_order_acquire)) {
+  if (what.kind == Submission::Kind::put && !lease_holds()) {
     return {Code::refused,
             fmt::format("put to {} not made: the lease has run out, the controller has not been heard in "
                         "time",
@@ -299,11 +305,8 @@ bool Peer::is_closed() {
 }
 
 std::string Peer::path_to(std::uint32_t target) const {
-  const bool host = targets_[target].kind == MemoryKind::host;
-  {
-    const std::shared_lock lock(mapped_mutex_);
-    if (target < mapped_.size() && mapped_[target] != nullptr) return "posix";
-  }
+  const bool host = is_host(target);
+  if (host && mapped(target).address != nullptr) return "posix";
   const auto lanes = parse_put_lanes(printed([this](std::FILE* out) { ucx().ucp_ep_print_info(endpoint_, out); }));
   const auto only_cuda = [](const std::string& name) { return name.starts_with("cuda") || name == "gdr_copy"; };
   for (const auto& lane : lanes) {

@@ -54,6 +54,9 @@ class Peer {
   // Any thread: stores into a region of the peer that is mapped into this process. False: it is not, or the lease has
   // run out, or the peer is being closed; nothing was stored then, and a submission says why.
   [[nodiscard]] bool store(std::uint32_t target, std::uint64_t offset, const std::byte* from, std::uint64_t bytes);
+  // Any thread: where the target stands in this process; without an address if it does not, or the peer is being
+  // closed.
+  [[nodiscard]] MemorySpan mapped(std::uint32_t target) const;
   // Posts what waits, as far as the window lets it. True if it posted something.
   bool pump();
   // False when everything that waits must wait for something in flight.
@@ -102,6 +105,10 @@ class Peer {
   void end_tallies();
   [[nodiscard]] Status failure_of(const Submission& what, ucs_status_t status) const;
   [[nodiscard]] Status reason_not_to_post(const Submission& what) const;
+  [[nodiscard]] bool lease_holds() const noexcept {
+    return Clock::now().time_since_epoch().count() < setup_.lease->load(std::memory_order_acquire);
+  }
+  [[nodiscard]] bool is_host(std::uint32_t target) const { return targets_[target].kind == MemoryKind::host; }
   [[nodiscard]] Batch& batch(std::uint64_t number) { return batches_[number % batches_.size()]; }
   [[nodiscard]] ucp_request_param_t parameters(Flight& flight, ucp_send_nbx_callback_t done) const;
 

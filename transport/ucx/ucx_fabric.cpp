@@ -213,6 +213,12 @@ void UcxFabric::disconnect(PeerId peer) {
   });
 }
 
+MemorySpan UcxFabric::mapped(PeerId peer, std::uint32_t target_region) const {
+  const auto found = find(peer);
+  if (!found || target_region >= found->offered()) return {};
+  return found->mapped(target_region + 1);  // 0 is the probe slot
+}
+
 // ---- the data path ----
 
 Status UcxFabric::put(const Put& put, Deadline deadline) {

@@ -44,11 +44,15 @@ class UcxFabric final : public Fabric {
   [[nodiscard]] PeerId connect(const std::string& name, std::span<const std::byte> card, Deadline deadline) override;
   [[nodiscard]] PeerFacts peer_facts(PeerId peer) const override;
   void disconnect(PeerId peer) override;
+  [[nodiscard]] MemorySpan mapped(PeerId peer, std::uint32_t target_region) const override;
   [[nodiscard]] Status put(const Put& put, Deadline deadline) override;
   [[nodiscard]] Status signal(PeerId peer, std::span<const std::byte> message, Tally* tally,
                               Deadline deadline) override;
   [[nodiscard]] Status send(PeerId peer, std::span<const std::byte> message, Tally* tally, Deadline deadline) override;
   void set_lease(Clock::time_point until) noexcept override { lease_ = until.time_since_epoch().count(); }
+  [[nodiscard]] bool lease_holds() const noexcept override {
+    return Clock::now().time_since_epoch().count() < lease_.load(std::memory_order_acquire);
+  }
   void set_active(bool active) noexcept override { active_ = active; }
 
  private:

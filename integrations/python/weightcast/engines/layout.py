@@ -200,8 +200,11 @@ def _place_of(name: str, target: Target, copies: list[Copy]) -> _Place:
         if any(copy.piece.at // half != (copy.piece.at + _reach(copy.piece)) // half for copy in copies):
             landing = STAGED  # a piece over both halves has no one place
     if landing == STAGED or live is None or live.numel() != target.loaded.numel():
-        # Never touched when landing is staged: an address range, no memory.
-        return _Place(torch.empty(target.loaded.numel(), dtype=target.loaded.dtype, device="cpu"), STAGED)
+        if live is not None and (live.numel(), live.dtype) == (target.loaded.numel(), target.loaded.dtype):
+            return _Place(live, STAGED)  # no memory of its own: the engine post-processes it where it is
+        device = target.live.device if target.live is not None and not target.live.is_meta else torch.device("cpu")
+        # Never touched when landing is staged: on a CPU an address range, no memory.
+        return _Place(torch.empty(target.loaded.numel(), dtype=target.loaded.dtype, device=device), STAGED)
     return _Place(live, landing, half)
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("weightcast.sglang")
 PREFIX = "weightcast:"
+WAIT_S = 30.0  # for the decision, which reaches the ranks of a replica a moment apart
 
 
 def control(model: torch.nn.Module, named_tensors: Iterable[tuple[str, Any]]) -> None:
@@ -40,6 +41,8 @@ def _obey(model: torch.nn.Module, server: Any, message: dict[str, int]) -> None:
         server.allow(message["allow"])
         return
     version, state = message["commit"], server.state()
+    if state.phase == Phase.READY and state.next_version == version:
+        state = server.wait(Phase.COMMIT_DUE, WAIT_S)
     if state.phase != Phase.COMMIT_DUE or state.next_version != version:
         raise WeightcastError(f"asked to commit version {version}, but this rank is {state.phase.name} for version "
                               f"{state.next_version} and serves {state.committed_version}")  # fmt: skip

@@ -239,6 +239,8 @@ class _AsyncEngine:
         self._engine, self._loop, self._timeout_s = engine, loop, timeout_s
 
     def call(self, route: str, body: dict[str, Any] | None = None) -> Any:
+        if route == "update_weight_version" and not hasattr(self._engine, route):  # before 0.29 vLLM had no such version
+            return None
         method = getattr(self._engine, "resume_generation" if route == "resume" else route)
         if route == "update_weights":
             from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -164,7 +165,7 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         for name, place in self.layout.staged.items():
             layer, _, parameter = name.rpartition(".")
             address = self._starts[place.region] + place.byte_offset
-            found.setdefault(layer, {})[parameter] = tensor_at(address, place.shape, place.dtype)
+            found.setdefault(layer, {})[parameter] = tensor_at(address, place.shape, place.dtype, self.device)
         return found
 
     def _guarded(self, what: str, call: Callable[[], object], quiet: bool = False) -> None:
@@ -254,9 +255,11 @@ def kv_block_bytes(vllm_config: Any) -> int:
         return 0
 
 
-def tensor_at(address: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """A view of host memory that somebody else keeps."""
-    bytes_ = torch.empty(0, dtype=dtype).element_size()
-    for extent in shape:
-        bytes_ *= extent
-    return torch.frombuffer((ctypes.c_uint8 * bytes_).from_address(address), dtype=dtype).view(shape)
+def tensor_at(address: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A view of memory that somebody else keeps."""
+    bytes_ = math.prod(shape) * dtype.itemsize
+    if device.type == "cpu":
+        return torch.frombuffer((ctypes.c_uint8 * bytes_).from_address(address), dtype=dtype).view(shape)
+    said = {"shape": (bytes_,), "typestr": "|u1", "data": (address, False), "version": 3}
+    memory = type("Memory", (), {"__cuda_array_interface__": said})()
+    return torch.as_tensor(memory, device=device).view(dtype).view(shape)

@@ -8,7 +8,6 @@ import weakref
 from collections.abc import Iterator, Mapping
 
 import torch
-from vllm.model_executor.layers.attention import is_deferred_attention_layer
 from vllm.model_executor.model_loader import base_loader
 from vllm.model_executor.model_loader.reload import layerwise, meta
 from vllm.model_executor.model_loader.reload.utils import get_layer_params_buffers, get_layer_tensors
@@ -123,7 +122,7 @@ def repeat_post_processing(model: torch.nn.Module, staged: Mapping[str, Mapping[
 
 def derived_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
     """Attention layers that keep tensors computed from their projections (MLA's absorbed matrices)."""
-    return [layer for layer in model.modules() if is_deferred_attention_layer(layer) and hasattr(layer, "kv_b_proj")]
+    return [layer for layer in model.modules() if hasattr(layer, "kv_b_proj") and hasattr(layer, "process_weights_after_loading")]
 
 
 def compute_from_live_weights_on_cpu() -> None:

@@ -1,0 +1,31 @@
+#include "plugin/gpu_runs.h"
+
+#include <algorithm>
+
+namespace weightcast {
+
+void append_run(std::vector<GpuRun>& runs, const GpuRun& run, std::uint64_t most_bytes) {
+  constexpr std::size_t kLookBack = 16;
+  for (std::size_t back = 1; back <= std::min(kLookBack, runs.size()); ++back) {
+    GpuRun& last = runs[runs.size() - back];
+    if (last.server != run.server) continue;
+    const bool continues = last.from_region == run.from_region && last.from + last.bytes == run.from &&
+                           last.to_region == run.to_region && last.to + last.bytes == run.to &&
+                           last.bytes + run.bytes <= most_bytes;
+    if (!continues) break;
+    last.bytes += run.bytes;
+    return;
+  }
+  runs.push_back(run);
+}
+
+GpuRuns part_runs(const std::vector<GpuRun>& runs, const std::function<bool(const GpuRun&)>& is_mapped) {
+  GpuRuns parted;
+  for (const GpuRun& run : runs) {
+    const bool is_stored = run.bytes < kShortestPutBetweenGpus && is_mapped(run);
+    (is_stored ? parted.stored : parted.put).push_back(run);
+  }
+  return parted;
+}
+
+}  // namespace weightcast
