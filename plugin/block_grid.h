@@ -1,29 +1,18 @@
 // Blocks of a quantised tensor as boxes of their own: where in a row-major grid the blocks of a matrix stand.
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
 
 #include "quant/cast.h"
+#include "schedule/blocks.h"
 #include "schedule/box.h"
 
 namespace weightcast {
 
-// The blocks that a box of elements touches, in block coordinates: its last two axes count blocks.
-[[nodiscard]] inline Box blocks_of(const Box& box) {
-  Box blocks = box;
-  for (int axis = std::max(0, box.axes - 2); axis < box.axes; ++axis) {
-    const auto a = static_cast<std::size_t>(axis);
-    blocks.offset[a] = box.offset[a] / kBlock;
-    blocks.extent[a] = weightcast::blocks_of(box.offset[a] + box.extent[a]) - blocks.offset[a];
-  }
-  return blocks;
-}
-
 // The matrix of blocks that a matrix of elements touches, in the block coordinates of the same tensor.
-[[nodiscard]] inline Box blocks_touched_by(const MatrixView& view, int axes) {
+[[nodiscard]] inline Box blocks_touched_by(const MatrixView& view, int axes, Recipe recipe) {
   Box box;
   box.axes = static_cast<std::uint8_t>(axes);
   box.offset = view.origin;
@@ -31,7 +20,7 @@ namespace weightcast {
   const auto last = static_cast<std::size_t>(axes - 1);
   box.extent[last] = view.cols;
   if (axes > 1) box.extent[last - 1] = view.rows;
-  return blocks_of(box);
+  return blocks_touched(box, recipe);
 }
 
 [[nodiscard]] inline std::size_t index_in(const Box& grid, const std::array<std::int64_t, kMaxAxes>& at) {

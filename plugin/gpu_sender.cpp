@@ -101,13 +101,13 @@ void GpuSender::adopt() {
 void GpuSender::lay_out_grids() {
   grids_.clear();
   std::uint64_t blocks = 0;
-  for (const auto& [entry, grid] : pipeline_.grids_) {
-    grids_[entry] = blocks;
+  for (const auto& [key, grid] : pipeline_.grids_) {
+    grids_[key] = blocks;
     blocks += static_cast<std::uint64_t>(elements(grid.blocks));
   }
   scales_ = DeviceBuffer(blocks * sizeof(float));
-  foreign_ = DeviceBuffer(blocks * sizeof(float));
-  foreign_host_ = PinnedBuffer(blocks * sizeof(float));
+  maxima_ = DeviceBuffer(blocks * sizeof(float));
+  maxima_host_ = PinnedBuffer(blocks * sizeof(float));
 }
 
 // Chunks in their order, as many to a batch as a slot holds; a batch is all of one recipe.
@@ -226,44 +226,72 @@ GpuCastJob GpuSender::cast_job(const Part& part, std::size_t slot, std::uint32_t
   cast.frame = digest_frame(job.digest_key, step.frame, part.view, job.element_bytes);
   cast.digest_slot = number;
   if (!has_scales(step.recipe)) return cast;
-  const Box& grid = pipeline_.grids_.at(step.entry).blocks;
-  const std::uint64_t first =
-      grids_.at(step.entry) + index_in(grid, blocks_touched_by(part.view, step.box.axes).offset);
+  if (step.needs_amax && !spans_an_axis(step.recipe)) require_measurable(step.entry, step.recipe);
+  const Pipeline::GridKey key{step.entry, step.recipe};
+  const Box& grid = pipeline_.grids_.at(key).blocks;
+  const std::uint64_t first = index_in(grid, blocks_touched_by(part.view, step.box.axes, step.recipe).offset);
   const std::int64_t across = grid.extent[static_cast<std::size_t>(grid.axes - 1)];
-  cast.scales = scales_.get() + first * sizeof(float);
+  cast.scales = scales_.get() + grids_.at(key) * sizeof(float) + first * scale_bytes(step.recipe);
   cast.scale_row_stride = across;
-  if (step.needs_amax) cast.amax = reinterpret_cast<float*>(foreign_.get()) + first;
+  if (step.needs_amax || spans_an_axis(step.recipe)) {
+    cast.amax = reinterpret_cast<float*>(maxima_.get()) + grids_.at(key) + first;
+  }
   cast.amax_row_stride = across;
   return cast;
 }
 
-// The maxima of all outgoing exchanges, one behind the other, as their messages hold them.
+// The maxima of straddling blocks one behind the other, as their messages hold them; those of blocks that span an axis
+// where casts look for them.
 void GpuSender::lay_out_measuring() {
+  measuring_.clear();
+  const auto add = [this](std::uint32_t entry, Recipe recipe, const MatrixView& view, float* to) {
+    const int axes = pipeline_.catalog_.entries[entry].box.axes;
+    const Box blocks = blocks_touched_by(view, axes, recipe);
+    GpuCastJob job;
+    job.source = pipeline_.source_of(entry, view);
+    job.origin = block_origin(view, axes);
+    job.amax = to;
+    job.amax_row_stride = blocks.extent[static_cast<std::size_t>(blocks.axes - 1)];
+    measuring_[recipe].jobs.push_back(job);
+    measuring_[recipe].matrices.push_back({{entry, recipe}, view});
+    return to + elements(blocks);
+  };
+  for (const Pipeline::Spanning& rows : pipeline_.spanning_) {
+    const Box& grid = pipeline_.grids_.at(rows.key).blocks;
+    const Box blocks = blocks_touched_by(rows.view, grid.axes, rows.key.second);
+    (void)add(rows.key.first, rows.key.second, rows.view,
+              reinterpret_cast<float*>(maxima_.get()) + grids_.at(rows.key) + index_in(grid, blocks.offset));
+  }
   std::uint64_t values = 0;
   for (const Pipeline::Outgoing& out : pipeline_.outgoing_) values += out.values;
-  maxima_ = DeviceBuffer(values * sizeof(float));
-  maxima_host_ = PinnedBuffer(values * sizeof(float));
-  measured_.clear();
-  std::vector<GpuCastJob> jobs;
-  auto* next = reinterpret_cast<float*>(maxima_.get());
+  outgoing_ = DeviceBuffer(values * sizeof(float));
+  outgoing_host_ = PinnedBuffer(values * sizeof(float));
+  auto* next = reinterpret_cast<float*>(outgoing_.get());
   for (const AmaxMessage& exchange : pipeline_.table_.amax_out) {
     for (const AmaxPart& run : exchange.parts) {
-      const Entry& entry = pipeline_.catalog_.entries[run.from_entry];
-      for_each_matrix(pipeline_.shared_elements(run), entry.box, [&](const MatrixView& view) {
-        GpuCastJob job;
-        job.source = pipeline_.source_of(run.from_entry, view);
-        job.origin = block_origin(view, entry.box.axes);
-        job.amax = next;
-        const Box blocks = blocks_touched_by(view, entry.box.axes);
-        job.amax_row_stride = blocks.extent[static_cast<std::size_t>(blocks.axes - 1)];
-        next += elements(blocks);
-        jobs.push_back(job);
-        measured_.push_back({run.from_entry, view});
-      });
+      if (spans_an_axis(run.recipe)) {
+        next += elements(run.blocks);  // copied from the grid, on the host
+        continue;
+      }
+      require_measurable(run.from_entry, run.recipe);
+      for_each_matrix(pipeline_.shared_elements(run), pipeline_.catalog_.entries[run.from_entry].box,
+                      [&](const MatrixView& view) { next = add(run.from_entry, run.recipe, view, next); });
     }
   }
-  measuring_.emplace(Recipe::fp8_e4m3_128x128_fp32, jobs);
-  measured_findings_ = std::make_unique<GpuFindings>(1);
+  for (auto& [recipe, of_recipe] : measuring_) {
+    of_recipe.measure.emplace(recipe, of_recipe.jobs);
+    of_recipe.findings = std::make_unique<GpuFindings>(1);
+  }
+}
+
+// The kernels measure blocks of 128x128, rows and matrices.
+void GpuSender::require_measurable(std::uint32_t entry, Recipe recipe) const {
+  if (block_shape(recipe).rows == kBlock && block_shape(recipe).cols == kBlock) return;
+  throw Error(Code::invalid_argument,
+              fmt::format("{}: '{}' is cut inside {} of {}, which CUDA memory cannot be: cut its columns at multiples "
+                          "of {}",
+                          name_of(pipeline_.catalog_), pipeline_.catalog_.entries[entry].tensor, blocks_text(recipe),
+                          to_string(recipe), block_shape(recipe).cols));
 }
 
 // ---- one version ----
@@ -273,7 +301,8 @@ void GpuSender::send() {
     const CudaContextScope current(device_);
     scale_puts_.reset();
     for (Tally& puts : puts_) puts.reset();
-    send_amax();
+    measure_all();
+    if (!pipeline_.stopped()) send_amax();
     run(0, first_straddling_);
     if (first_straddling_ < batches_.size() && !pipeline_.stopped()) {
       pipeline_.receive_amax();
@@ -326,7 +355,8 @@ void GpuSender::deliver(std::size_t batch, std::size_t slot) {
   };
   if (findings.found_bad()) {
     const Part& part = work.parts[findings.bad_job()];
-    pipeline_.fail_bad_value(pipeline_.table_.steps[job_of(part).step], part.view, findings.bad_value(part.view.cols));
+    const TrainerStep& step = pipeline_.table_.steps[job_of(part).step];
+    pipeline_.fail_bad_value(step.entry, step.recipe, part.view, findings.bad_value(part.view.cols));
     return;
   }
   for (std::size_t index = 0; index < work.parts.size(); ++index) {
@@ -354,41 +384,62 @@ void GpuSender::put(const std::vector<GpuRun>& runs, Tally& tally) {
 
 bool GpuSender::has_to_stop() { return pipeline_.stopped(); }
 
-void GpuSender::send_amax() {
-  if (measured_.empty()) return;
+void GpuSender::measure_all() {
+  if (measuring_.empty()) return;
+  fill_async(outgoing_.get(), std::byte{0}, outgoing_.bytes(), stream_);
   fill_async(maxima_.get(), std::byte{0}, maxima_.bytes(), stream_);
-  measured_findings_->clear(stream_);
-  measuring_->measure(stream_, *measured_findings_);
-  measured_findings_->fetch(stream_);
+  for (auto& [recipe, of_recipe] : measuring_) {
+    of_recipe.findings->clear(stream_);
+    of_recipe.measure->measure(stream_, *of_recipe.findings);
+    of_recipe.findings->fetch(stream_);
+  }
+  copy_async(outgoing_host_.get(), outgoing_.get(), outgoing_.bytes(), stream_);
   copy_async(maxima_host_.get(), maxima_.get(), maxima_.bytes(), stream_);
   if (!await_stream()) return;
-  if (measured_findings_->found_bad()) {
-    const Measured& bad = measured_[measured_findings_->bad_job()];
-    TrainerStep step;
-    step.entry = bad.entry;
-    step.box = pipeline_.catalog_.entries[bad.entry].box;
-    step.recipe = Recipe::fp8_e4m3_128x128_fp32;
-    pipeline_.fail_bad_value(step, bad.view, measured_findings_->bad_value(bad.view.cols));
+  for (const auto& [recipe, of_recipe] : measuring_) {
+    if (!of_recipe.findings->found_bad()) continue;
+    const auto& [key, view] = of_recipe.matrices[of_recipe.findings->bad_job()];
+    pipeline_.fail_bad_value(key.first, recipe, view, of_recipe.findings->bad_value(view.cols));
     return;
   }
-  const std::byte* next = maxima_host_.get();
+  for (auto& [key, grid] : pipeline_.grids_) {
+    if (!spans_an_axis(key.second)) continue;
+    std::memcpy(grid.own.data(), maxima_host_.get() + grids_.at(key) * sizeof(float), grid.own.size() * sizeof(float));
+  }
+}
+
+void GpuSender::send_amax() {
+  const std::byte* measured = outgoing_host_.get();
   for (std::size_t index = 0; index < pipeline_.outgoing_.size() && !pipeline_.stopped(); ++index) {
     Pipeline::Outgoing& out = pipeline_.outgoing_[index];
     const AmaxMessage& exchange = pipeline_.table_.amax_out[index];
     encode_amax_header(out.message, pipeline_.token_, exchange.from, exchange.to);
-    std::memcpy(out.message.data() + kAmaxHeaderBytes, next, out.values * sizeof(float));
-    next += out.values * sizeof(float);
+    std::byte* next = out.message.data() + kAmaxHeaderBytes;
+    std::memcpy(next, measured, out.values * sizeof(float));
+    measured += out.values * sizeof(float);
+    for (const AmaxPart& run : exchange.parts) {
+      if (spans_an_axis(run.recipe)) {
+        const Pipeline::BlockGrid& grid = pipeline_.grids_.at({run.from_entry, run.recipe});
+        for_each_block(run.blocks, grid.blocks, [&](std::size_t at, std::size_t running) {
+          std::memcpy(next + running * sizeof(float), &grid.own[at], sizeof(float));
+        });
+      }
+      next += static_cast<std::size_t>(elements(run.blocks)) * sizeof(float);
+    }
     const Status sent = pipeline_.fabric_.send(out.peer, out.message, &pipeline_.amax_sent_, pipeline_.deadline_);
     if (!sent.ok()) pipeline_.fail(sent);
   }
 }
 
 void GpuSender::upload_foreign() {
-  for (const auto& [entry, grid] : pipeline_.grids_) {
-    std::memcpy(foreign_host_.get() + grids_.at(entry) * sizeof(float), grid.foreign.data(),
-                grid.foreign.size() * sizeof(float));
+  for (const auto& [key, grid] : pipeline_.grids_) {
+    auto* values = reinterpret_cast<float*>(maxima_host_.get()) + grids_.at(key);
+    const bool is_measured = spans_an_axis(key.second);
+    for (std::size_t at = 0; at < grid.foreign.size(); ++at) {
+      values[at] = is_measured ? std::max(grid.own[at], grid.foreign[at]) : grid.foreign[at];
+    }
   }
-  copy_async(foreign_.get(), foreign_host_.get(), foreign_.bytes(), stream_);
+  copy_async(maxima_.get(), maxima_host_.get(), maxima_.bytes(), stream_);
   (void)await_stream();
 }
 

@@ -56,10 +56,12 @@ class GpuSender final : private GpuRing::Work {
     std::size_t job = 0;  // of the pipeline's scale jobs
     std::uint64_t bytes = 0;
   };
-  // A matrix whose maxima go to another trainer.
-  struct Measured {
-    std::uint32_t entry = 0;
-    MatrixView view;
+  // Matrices whose maxima are taken before anything is cast: of blocks that straddle trainers or span an axis.
+  struct Measuring {
+    std::vector<Pipeline::Spanning> matrices;
+    std::vector<GpuCastJob> jobs;
+    std::optional<GpuCast> measure;
+    std::unique_ptr<GpuFindings> findings;
   };
 
   [[nodiscard]] bool is_free(std::size_t slot) override;
@@ -85,7 +87,9 @@ class GpuSender final : private GpuRing::Work {
   void lay_out_scales();
   void lay_out_gathering(std::vector<GpuRun> rows);
   void lay_out_measuring();
+  void require_measurable(std::uint32_t entry, Recipe recipe) const;
   void run(std::size_t first, std::size_t end);
+  void measure_all();
   void send_amax();
   void send_scales();
   void upload_foreign();
@@ -112,10 +116,10 @@ class GpuSender final : private GpuRing::Work {
   std::size_t first_of_run_ = 0;
   std::vector<std::size_t> stored_to_;                  // servers, by group of the stores
   std::vector<std::unique_ptr<GpuFindings>> findings_;  // by slot
-  std::map<std::uint32_t, std::uint64_t> grids_;        // by entry: where its blocks begin in scales_ and foreign_
-  DeviceBuffer scales_;                                 // FP32, of all grids
-  DeviceBuffer foreign_;                                // amax of other trainers, of all grids
-  PinnedBuffer foreign_host_;
+  std::map<Pipeline::GridKey, std::uint64_t> grids_;    // where their blocks begin in scales_ and maxima_, in values
+  DeviceBuffer scales_;                                 // of all grids, 4 bytes or 1 each
+  DeviceBuffer maxima_;  // of all grids: other trainers', and of blocks that span an axis, everyone's
+  PinnedBuffer maxima_host_;
   std::vector<ScalePart> scale_parts_;
   std::optional<GpuCopy> scale_stores_;
   std::vector<GpuRun> scale_runs_;
@@ -124,11 +128,9 @@ class GpuSender final : private GpuRing::Work {
   std::optional<GpuCopy> gathering_;
   std::optional<GpuDigest> scale_digest_;
   std::unique_ptr<GpuFindings> scale_findings_;
-  std::vector<Measured> measured_;
-  std::optional<GpuCast> measuring_;
-  DeviceBuffer maxima_;
-  PinnedBuffer maxima_host_;
-  std::unique_ptr<GpuFindings> measured_findings_;
+  std::map<Recipe, Measuring> measuring_;
+  DeviceBuffer outgoing_;  // maxima of straddling blocks, as their messages hold them
+  PinnedBuffer outgoing_host_;
 };
 
 }  // namespace weightcast

@@ -15,14 +15,16 @@ void GpuSender::lay_out_scales() {
   for (std::size_t index = 0; index < pipeline_.scale_jobs_.size(); ++index) {
     const Pipeline::ScaleJob& job = pipeline_.scale_jobs_[index];
     const TrainerScaleStep& step = pipeline_.table_.scale_steps[job.step];
-    const Box& grid = pipeline_.grids_.at(step.entry).blocks;
-    const auto pitch = static_cast<std::int64_t>(sizeof(float)) * grid.extent[static_cast<std::size_t>(grid.axes - 1)];
+    const Pipeline::GridKey key{step.entry, step.recipe};
+    const std::uint64_t element = scale_bytes(step.recipe);
+    const Box& grid = pipeline_.grids_.at(key).blocks;
+    const auto pitch = static_cast<std::int64_t>(element) * grid.extent[static_cast<std::size_t>(grid.axes - 1)];
     for_each_matrix(step.blocks, step.frame, [&](const MatrixView& view) {
-      const std::uint64_t offset = (grids_.at(step.entry) + index_in(grid, view.origin)) * sizeof(float);
-      const auto row_bytes = static_cast<std::uint64_t>(view.cols) * sizeof(float);
+      const std::uint64_t offset = grids_.at(key) * sizeof(float) + index_in(grid, view.origin) * element;
+      const auto row_bytes = static_cast<std::uint64_t>(view.cols) * element;
       scale_parts_.push_back({index, static_cast<std::uint64_t>(view.rows) * row_bytes});
       digests.push_back({scales_.get() + offset, static_cast<std::uint64_t>(view.rows), row_bytes, pitch,
-                         digest_frame(job.digest_key, step.frame, view, sizeof(float)),
+                         digest_frame(job.digest_key, step.frame, view, element),
                          static_cast<std::uint32_t>(digests.size()), false});
       for (const Pipeline::Target& target : job.targets) {
         GpuRun run = run_to(target, step.frame, view);

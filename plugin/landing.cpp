@@ -101,7 +101,7 @@ std::vector<StagedRun> staged_runs(const Catalog& catalog) {
   std::vector<StagedRun> runs;
   for (const Entry& entry : catalog.entries) {
     if (entry.landing == Landing::staged_repair) continue;
-    const std::uint64_t element = entry.is_scales ? sizeof(float) : element_bytes(entry.recipe);
+    const std::uint64_t element = stored_bytes(entry);
     const std::int64_t pitch = row_stride(entry.strides_bytes, entry.box.axes);
     for_each_matrix(entry.box, entry.box, [&](const MatrixView& view) {
       for (std::int64_t row = 0; row < view.rows; ++row) {

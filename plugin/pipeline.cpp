@@ -72,11 +72,15 @@ MoveResult Pipeline::move(std::uint64_t version, std::uint64_t token) {
 }
 
 void Pipeline::send_from_host() {
-  send_amax();
-  const std::function<void(std::size_t)> part = [this](std::size_t member) {
-    if (member < workers_.size()) work(*workers_[member]);
+  const auto all_work = [this](void (Pipeline::*part)(Worker&)) {
+    const std::function<void(std::size_t)> of_member = [this, part](std::size_t member) {
+      if (member < workers_.size()) (this->*part)(*workers_[member]);
+    };
+    team_.run(of_member);
   };
-  team_.run(part);
+  if (!spanning_.empty()) all_work(&Pipeline::measure_spanning);
+  send_amax();
+  all_work(&Pipeline::work);
   if (!stopped()) send_scales(*workers_[0]);
 }
 
@@ -84,6 +88,7 @@ void Pipeline::reset_for(std::uint64_t version, std::uint64_t token) {
   version_ = version;
   deadline_ = Deadline::after(Milliseconds(config_.times.update_ms));
   next_batch_ = 0;
+  next_spanning_ = 0;
   bytes_done_ = 0;
   {
     const std::scoped_lock lock(failure_mutex_);
@@ -96,7 +101,7 @@ void Pipeline::reset_for(std::uint64_t version, std::uint64_t token) {
     const std::scoped_lock lock(amax_mutex_);
     amax_folded_ = false;
   }
-  for (auto& [entry, grid] : grids_) {
+  for (auto& [key, grid] : grids_) {
     std::fill(grid.own.begin(), grid.own.end(), 0.0F);
     std::fill(grid.foreign.begin(), grid.foreign.end(), 0.0F);
   }
@@ -153,19 +158,19 @@ void Pipeline::drop(std::uint32_t server) {
   }
 }
 
-void Pipeline::fail_bad_value(const TrainerStep& step, const MatrixView& view, const BadValue& bad) {
-  const Entry& entry = catalog_.entries[step.entry];
+void Pipeline::fail_bad_value(std::uint32_t of, Recipe recipe, const MatrixView& view, const BadValue& bad) {
+  const Entry& entry = catalog_.entries[of];
   auto at = view.origin;
-  const auto last = static_cast<std::size_t>(step.box.axes - 1);
+  const auto last = static_cast<std::size_t>(entry.box.axes - 1);
   at[last] += bad.col;
-  if (step.box.axes > 1) at[last - 1] += bad.row;
+  if (entry.box.axes > 1) at[last - 1] += bad.row;
   std::string index;
-  for (std::size_t axis = 0; axis < step.box.axes; ++axis)
+  for (std::size_t axis = 0; axis < entry.box.axes; ++axis)
     index += fmt::format("{}{}", axis == 0 ? "" : ", ", at[axis]);
   fail(Status(Code::corrupted,
               fmt::format("{}, version {}: tensor '{}' at [{}] is NaN, Inf or beyond the range of {}; nothing was "
                           "committed: repair the weights and push again",
-                          name_of(catalog_), version_, entry.tensor, index, to_string(step.recipe))));
+                          name_of(catalog_), version_, entry.tensor, index, to_string(recipe))));
 }
 
 SourceMatrix Pipeline::source_of(std::uint32_t index, const MatrixView& view) const {
@@ -213,7 +218,7 @@ void Pipeline::send_chunk(Worker& worker, const Chunk& chunk, Slot& slot, std::u
                                          chunk_amax(worker, job, source, view), scratch_.get() + offset, pitch, frame);
     worker.cast_seconds += seconds_since(start);
     if (result.bad.found()) {
-      fail_bad_value(step, view, result.bad);
+      fail_bad_value(step.entry, step.recipe, view, result.bad);
       return;
     }
     const auto bytes = static_cast<std::uint64_t>(pitch * view.rows);
@@ -230,18 +235,22 @@ void Pipeline::send_chunk(Worker& worker, const Chunk& chunk, Slot& slot, std::u
   if (!stopped()) signal_complete(job.targets);
 }
 
-// The amax of every whole block of the matrix: this trainer's part, and other trainers' where blocks straddle.
+// The amax of every whole block of the matrix: this trainer's part, and other trainers' where blocks straddle. A chunk
+// has all that this trainer holds of a block, but of blocks that span an axis, which have been measured before.
 std::span<float> Pipeline::chunk_amax(Worker& worker, const StepJob& job, const SourceMatrix& source,
                                       const MatrixView& view) {
   const TrainerStep& step = table_.steps[job.step];
   if (!has_scales(step.recipe)) return {};
   const BlockOrigin origin = block_origin(view, step.box.axes);
   const auto amax = std::span(worker.amax).first(blocks_touched(source, step.recipe, origin));
-  (void)block_amax(source, step.recipe, origin, amax);  // a bad value is found again, and named, by the cast
-  BlockGrid& grid = grids_.at(step.entry);
-  for_each_block(blocks_touched_by(view, step.box.axes), grid.blocks, [&](std::size_t at, std::size_t running) {
+  const bool is_measured = spans_an_axis(step.recipe);
+  if (!is_measured) (void)block_amax(source, step.recipe, origin, amax);  // the cast finds bad values again, by name
+  BlockGrid& grid = grids_.at({step.entry, step.recipe});
+  const Box blocks = blocks_touched_by(view, step.box.axes, step.recipe);
+  for_each_block(blocks, grid.blocks, [&](std::size_t at, std::size_t running) {
+    if (is_measured) amax[running] = grid.own[at];
     if (step.needs_amax) amax[running] = std::max(amax[running], grid.foreign[at]);
-    grid.own[at] = amax[running];
+    if (!is_measured) grid.own[at] = amax[running];
   });
   return amax;
 }
@@ -288,21 +297,24 @@ void Pipeline::send_scales(Worker& worker) {
     Slot& slot = free_slot(worker.scratch);
     if (stopped()) return;
     const TrainerScaleStep& step = table_.scale_steps[job.step];
-    const BlockGrid& grid = grids_.at(step.entry);
-    auto* values = reinterpret_cast<float*>(scratch_.get() + slot.offset);
+    const BlockGrid& grid = grids_.at({step.entry, step.recipe});
+    const auto element = static_cast<std::int64_t>(scale_bytes(step.recipe));
+    const auto amax = std::span(worker.amax).first(static_cast<std::size_t>(elements(step.blocks)));
     for_each_block(step.blocks, grid.blocks, [&](std::size_t at, std::size_t running) {
-      values[running] = scale_of_amax(grid.recipe, grid.own[at]);
+      amax[running] = std::max(grid.own[at], grid.foreign[at]);
     });
+    encode_scales(step.recipe, amax, 0, scratch_.get() + slot.offset);
     const Digest seed = digest_seed(version_, job.digest_key);
     std::uint64_t filled = 0;
     for_each_matrix(step.blocks, step.frame, [&](const MatrixView& view) {
-      const auto pitch = static_cast<std::int64_t>(sizeof(float)) * view.cols;
+      const auto pitch = element * view.cols;
       const std::uint64_t offset = slot.offset + filled;
       const auto bytes = static_cast<std::uint64_t>(pitch * view.rows);
-      count(job.targets, bytes,
-            digest_rows(scratch_.get() + offset, static_cast<std::uint64_t>(view.rows),
-                        static_cast<std::uint64_t>(pitch), pitch, digest_frame(seed, step.frame, view, sizeof(float))));
-      put_matrix(job.targets, step.frame, view, sizeof(float), scratch_region_, offset, pitch, slot.puts);
+      count(
+          job.targets, bytes,
+          digest_rows(scratch_.get() + offset, static_cast<std::uint64_t>(view.rows), static_cast<std::uint64_t>(pitch),
+                      pitch, digest_frame(seed, step.frame, view, scale_bytes(step.recipe))));
+      put_matrix(job.targets, step.frame, view, scale_bytes(step.recipe), scratch_region_, offset, pitch, slot.puts);
       filled += bytes;
     });
     if (!stopped()) signal_complete(job.targets);

@@ -1,7 +1,7 @@
 // The sender: reads a trainer's shards, casts them chunk by chunk into scratch slots, and puts the slots to every
 // server that needs them. Stages overlap: while one slot is being cast, others are on the wire.
 //
-//   amax of straddling blocks -> cast (own amax and peers') -> put ... -> scales
+//   amax of blocks that span an axis -> amax of straddling blocks -> cast (own amax and peers') -> put ... -> scales
 //                                                               +-> flush and signal, whenever a run of steps is out
 //
 // Back-pressure: a slot is cast into again only when all its puts are complete, so scratch stays within
@@ -113,12 +113,17 @@ class Pipeline {
     std::atomic<bool> failed{false};
     Tally signalled;
   };
-  // Per-block values of one entry: row-major over `blocks`, in block coordinates of the tensor.
+  // Per-block values of one entry under one recipe: row-major over `blocks`, in block coordinates of the tensor.
+  using GridKey = std::pair<std::uint32_t, Recipe>;  // entry, recipe
   struct BlockGrid {
     Box blocks;
-    Recipe recipe = Recipe::fp8_e4m3_128x128_fp32;
-    std::vector<float> own;      // amax as cast: what the scales are made of
+    std::vector<float> own;      // amax of what is held here, and after the cast of the whole block
     std::vector<float> foreign;  // from other trainers; 0 where there is none
+  };
+  // Rows of an entry whose blocks span an axis, so that their maxima are taken before anything is cast.
+  struct Spanning {
+    GridKey key;
+    MatrixView view;
   };
   struct Incoming {  // of one AmaxMessage
     std::uint64_t token = 0;
@@ -147,14 +152,17 @@ class Pipeline {
   void prepare_signals();
   void prepare_jobs();
   void prepare_batches();
-  void prepare_workers(std::size_t most_blocks);
+  void prepare_workers();
   void prepare_amax(const Routes& routes);
   [[nodiscard]] Target resolve(const TargetExtent& extent, const Routes& routes);
+  void add_grid(std::uint32_t entry, Recipe recipe);
+  void prepare_spanning();
   void reset_for(std::uint64_t version, std::uint64_t token);
   [[nodiscard]] Box shared_elements(const AmaxPart& run) const;
   void send_amax();
   void receive_amax();
   void send_from_host();
+  void measure_spanning(Worker& worker);
   void work(Worker& worker);
   void send_chunk(Worker& worker, const Chunk& chunk, Slot& slot, std::uint64_t filled);
   [[nodiscard]] std::span<float> chunk_amax(Worker& worker, const StepJob& job, const SourceMatrix& source,
@@ -171,7 +179,7 @@ class Pipeline {
   [[nodiscard]] bool await(Tally& tally, const std::string& what);
   [[nodiscard]] bool drain();
   void fail(Status why);
-  void fail_bad_value(const TrainerStep& step, const MatrixView& view, const BadValue& bad);
+  void fail_bad_value(std::uint32_t entry, Recipe recipe, const MatrixView& view, const BadValue& bad);
   [[nodiscard]] SourceMatrix source_of(std::uint32_t entry, const MatrixView& view) const;
   [[nodiscard]] bool stopped() const noexcept { return stopped_.load(std::memory_order_acquire); }
 
@@ -194,7 +202,8 @@ class Pipeline {
   std::vector<Batch> batches_;
   std::vector<ScaleJob> scale_jobs_;
   std::vector<std::unique_ptr<ServerLink>> servers_;
-  std::map<std::uint32_t, BlockGrid> grids_;  // by entry
+  std::map<GridKey, BlockGrid> grids_;
+  std::vector<Spanning> spanning_;
   std::vector<Outgoing> outgoing_;
   std::vector<std::unique_ptr<Worker>> workers_;  // of the team's first threads
   Tally amax_sent_;
@@ -204,6 +213,7 @@ class Pipeline {
   std::uint64_t token_ = 0;
   Deadline deadline_ = Deadline::after(Milliseconds(0));
   std::atomic<std::size_t> next_batch_{0};
+  std::atomic<std::size_t> next_spanning_{0};
   std::atomic<std::uint64_t> bytes_done_{0};
   std::atomic<bool> stopped_{false};
   std::mutex failure_mutex_;

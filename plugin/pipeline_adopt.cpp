@@ -58,7 +58,10 @@ void Pipeline::prepare_signals() {
     }
   };
   for (StepJob& job : jobs_) add(job.targets, table_.steps[job.step].box, job.element_bytes);
-  for (ScaleJob& job : scale_jobs_) add(job.targets, table_.scale_steps[job.step].blocks, sizeof(float));
+  for (ScaleJob& job : scale_jobs_) {
+    const TrainerScaleStep& item = table_.scale_steps[job.step];
+    add(job.targets, item.blocks, scale_bytes(item.recipe));
+  }
   for (std::size_t server = 0; server < servers_.size(); ++server) {
     auto target = targets[server].begin();
     auto& signals = servers_[server]->signals;
@@ -96,26 +99,55 @@ Pipeline::Target Pipeline::resolve(const TargetExtent& extent, const Routes& rou
 
 // Cuts the steps into chunks, those without foreign amax first.
 void Pipeline::prepare_jobs() {
-  std::size_t most_blocks = 1;
   for (const bool straddling : {false, true}) {
     if (straddling) first_straddling_ = chunks_.size();
     for (std::size_t job = 0; job < jobs_.size(); ++job) {
       const TrainerStep& step = table_.steps[jobs_[job].step];
       if (step.needs_amax != straddling) continue;
       for (const Box& box : chunks_of(step.box, step.frame, step.recipe, table_.chunk_bytes)) {
-        most_blocks = std::max(most_blocks, static_cast<std::size_t>(elements(blocks_of(box))));
         chunks_.push_back({job, box});
       }
-      if (!has_scales(step.recipe) || grids_.contains(step.entry)) continue;
-      BlockGrid& grid = grids_[step.entry];
-      grid.recipe = step.recipe;
-      grid.blocks = blocks_of(catalog_.entries[step.entry].box);
-      grid.own.assign(static_cast<std::size_t>(elements(grid.blocks)), 0.0F);
-      grid.foreign = grid.own;
+      if (has_scales(step.recipe)) add_grid(step.entry, step.recipe);
     }
   }
   prepare_batches();
-  prepare_workers(most_blocks);
+  prepare_spanning();
+  prepare_workers();
+}
+
+void Pipeline::add_grid(std::uint32_t entry, Recipe recipe) {
+  const auto [found, is_new] = grids_.try_emplace({entry, recipe});
+  if (!is_new) return;
+  BlockGrid& grid = found->second;
+  grid.blocks = blocks_touched(catalog_.entries[entry].box, recipe);
+  grid.own.assign(static_cast<std::size_t>(elements(grid.blocks)), 0.0F);
+  grid.foreign = grid.own;
+}
+
+// Also of what only others cast: their replicas ask this trainer for its maxima.
+void Pipeline::prepare_spanning() {
+  constexpr std::uint64_t kBytes = 1 * MiB;  // enough to share evenly, and to read in long runs
+  for (const AmaxMessage& message : table_.amax_out) {
+    for (const AmaxPart& part : message.parts) {
+      if (spans_an_axis(part.recipe)) add_grid(part.from_entry, part.recipe);
+    }
+  }
+  spanning_.clear();
+  for (const auto& [key, grid] : grids_) {
+    if (!spans_an_axis(key.second)) continue;
+    const Entry& entry = catalog_.entries[key.first];
+    for_each_matrix(entry.box, entry.box, [&, of = key](const MatrixView& matrix) {
+      const std::uint64_t row_bytes = static_cast<std::uint64_t>(matrix.cols) * element_bytes(entry.source_type);
+      const auto rows_at_once = static_cast<std::int64_t>(std::max<std::uint64_t>(1, kBytes / row_bytes));
+      for (std::int64_t row = 0; row < matrix.rows; row += rows_at_once) {
+        MatrixView view = matrix;
+        view.rows = std::min(rows_at_once, matrix.rows - row);
+        view.row += row;
+        if (entry.box.axes > 1) view.origin[static_cast<std::size_t>(entry.box.axes - 2)] += row;
+        spanning_.push_back({of, view});
+      }
+    });
+  }
 }
 
 // Rounded up to lines of the cache, so that no two chunks share one.
@@ -137,7 +169,14 @@ void Pipeline::prepare_batches() {
 }
 
 // Shares the scratch out as slots that hold any batch, and any scale step.
-void Pipeline::prepare_workers(std::size_t most_blocks) {
+void Pipeline::prepare_workers() {
+  std::int64_t most_blocks = 1;
+  for (const Chunk& chunk : chunks_) {
+    const Recipe recipe = table_.steps[jobs_[chunk.job].step].recipe;
+    if (has_scales(recipe)) most_blocks = std::max(most_blocks, elements(blocks_touched(chunk.box, recipe)));
+  }
+  for (const Spanning& rows : spanning_) most_blocks = std::max(most_blocks, rows.view.rows);
+  for (const TrainerScaleStep& item : table_.scale_steps) most_blocks = std::max(most_blocks, elements(item.blocks));
   std::uint64_t slot_bytes = 8;
   std::uint64_t slot_uses = scale_jobs_.size();
   for (const Batch& batch : batches_) {
@@ -146,7 +185,7 @@ void Pipeline::prepare_workers(std::size_t most_blocks) {
     ++slot_uses;
   }
   for (const TrainerScaleStep& item : table_.scale_steps) {
-    slot_bytes = std::max(slot_bytes, static_cast<std::uint64_t>(elements(item.blocks)) * sizeof(float));
+    slot_bytes = std::max(slot_bytes, static_cast<std::uint64_t>(elements(item.blocks)) * scale_bytes(item.recipe));
   }
   slot_bytes = (slot_bytes + 63) / 64 * 64;
   std::uint64_t slots = config_.performance.scratch_bytes / slot_bytes;
@@ -166,7 +205,7 @@ void Pipeline::prepare_workers(std::size_t most_blocks) {
   workers_.clear();
   for (std::uint64_t member = 0; member < workers; ++member) {
     auto worker = std::make_unique<Worker>();
-    worker->amax.resize(most_blocks);
+    worker->amax.resize(static_cast<std::size_t>(most_blocks));
     for (std::uint64_t slot = member; slot < slots; slot += workers) {
       worker->scratch.all.push_back(std::make_unique<Slot>());
       worker->scratch.all.back()->offset = slot * slot_bytes;

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <utility>
 
@@ -11,21 +12,47 @@
 namespace weightcast {
 namespace {
 
-constexpr auto kRecipe = Recipe::fp8_e4m3_128x128_fp32;  // all that exchange maxima have its blocks
+// To the greater of both, whoever else raises it.
+void raise(float& amax, float value) {
+  const std::atomic_ref<float> shared(amax);
+  float before = shared.load(std::memory_order_relaxed);
+  while (before < value && !shared.compare_exchange_weak(before, value, std::memory_order_relaxed)) {
+  }
+}
 
 }  // namespace
+
+// Threads share the rows of an entry, and so a block of it.
+void Pipeline::measure_spanning(Worker& worker) {
+  while (!stopped()) {
+    const std::size_t index = next_spanning_.fetch_add(1, std::memory_order_relaxed);
+    if (index >= spanning_.size()) return;
+    const auto start = Clock::now();
+    const auto& [key, view] = spanning_[index];
+    const int axes = catalog_.entries[key.first].box.axes;
+    const SourceMatrix source = source_of(key.first, view);
+    const BlockOrigin origin = block_origin(view, axes);
+    const auto amax = std::span(worker.amax).first(blocks_touched(source, key.second, origin));
+    const BadValue bad = block_amax(source, key.second, origin, amax);
+    if (bad.found()) fail_bad_value(key.first, key.second, view, bad);
+    BlockGrid& grid = grids_.at(key);
+    for_each_block(blocks_touched_by(view, axes, key.second), grid.blocks,
+                   [&](std::size_t at, std::size_t running) { raise(grid.own[at], amax[running]); });
+    worker.cast_seconds += seconds_since(start);
+  }
+}
 
 // What this trainer holds of the blocks of a run. Throws Error internal when that is not a part of each.
 Box Pipeline::shared_elements(const AmaxPart& run) const {
   const Entry& entry = catalog_.entries[run.from_entry];
   Box elements_of_run = run.blocks;
-  for (int axis = std::max(0, run.blocks.axes - 2); axis < run.blocks.axes; ++axis) {
-    const auto a = static_cast<std::size_t>(axis);
-    elements_of_run.offset[a] *= kBlock;
-    elements_of_run.extent[a] *= kBlock;
+  for (std::size_t axis = 0; axis < run.blocks.axes; ++axis) {
+    const std::int64_t edge = block_edge(run.recipe, run.blocks.axes, axis);
+    elements_of_run.offset[axis] *= edge;
+    elements_of_run.extent[axis] *= edge;
   }
   const auto part = intersect(elements_of_run, entry.box);
-  if (!part || blocks_of(*part) != run.blocks) {
+  if (!part || blocks_touched(*part, run.recipe) != run.blocks) {
     throw Error(Code::internal, fmt::format("{}: planned to share blocks {} of '{}', holds only {}", name_of(catalog_),
                                             to_string(run.blocks), entry.tensor, to_string(entry.box)));
   }
@@ -41,18 +68,17 @@ void Pipeline::send_amax() {
     std::size_t done = 0;
     for (const AmaxPart& run : exchange.parts) {
       const Entry& entry = catalog_.entries[run.from_entry];
+      if (spans_an_axis(run.recipe)) {
+        const BlockGrid& grid = grids_.at({run.from_entry, run.recipe});
+        for_each_block(run.blocks, grid.blocks, [&](std::size_t at, std::size_t) { values[done++] = grid.own[at]; });
+        continue;
+      }
       for_each_matrix(shared_elements(run), entry.box, [&](const MatrixView& view) {
         const SourceMatrix source = source_of(run.from_entry, view);
         const BlockOrigin origin = block_origin(view, entry.box.axes);
-        const std::size_t blocks = blocks_touched(source, kRecipe, origin);
-        const BadValue bad = block_amax(source, kRecipe, origin, {values + done, blocks});
-        if (bad.found()) {
-          TrainerStep step;
-          step.entry = run.from_entry;
-          step.box = entry.box;
-          step.recipe = kRecipe;
-          fail_bad_value(step, view, bad);
-        }
+        const std::size_t blocks = blocks_touched(source, run.recipe, origin);
+        const BadValue bad = block_amax(source, run.recipe, origin, {values + done, blocks});
+        if (bad.found()) fail_bad_value(run.from_entry, run.recipe, view, bad);
         done += blocks;
       });
     }
@@ -90,7 +116,7 @@ void Pipeline::receive_amax() {
   for (std::size_t index = 0; index < incoming_.size(); ++index) {
     const std::byte* next = incoming_[index].values.data();
     for (const AmaxPart& run : table_.amax_in[index].parts) {
-      const auto found = grids_.find(run.to_entry);
+      const auto found = grids_.find({run.to_entry, run.recipe});
       for_each_block(run.blocks, found->second.blocks, [&](std::size_t at, std::size_t running) {
         float value = 0;
         std::memcpy(&value, next + running * sizeof(float), sizeof value);

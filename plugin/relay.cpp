@@ -80,7 +80,7 @@ void Relay::lay_out(const ExpectedSender& sender, const Forward& forward, const 
     }
     const Placement& own = own_placements[entry.region];
     const Placement& other = route->second.placements[piece.to.region];
-    const std::uint64_t element = entry.is_scales ? sizeof(float) : element_bytes(entry.recipe);
+    const std::uint64_t element = stored_bytes(entry);
     const std::int64_t from_pitch = row_stride(entry.strides_bytes, entry.box.axes);
     const std::int64_t to_pitch = row_stride(piece.to.strides_bytes, entry.box.axes);
     for_each_matrix(box, entry.box, [&](const MatrixView& view) {

@@ -24,6 +24,11 @@ namespace {
 
 using ServerLoop = MemberLoop<ServerCore, ServerEvent, ServerAction, ServerView>;
 
+std::string_view dtype_of(const Entry& entry) {
+  if (!entry.is_scales) return to_string(entry.recipe);
+  return stored_bytes(entry) == 1 ? "e8m0_scales" : "fp32_scales";
+}
+
 }  // namespace
 
 struct Server::State final : FabricListener {
@@ -244,7 +249,7 @@ Status Server::staged(std::uint64_t version, std::string& extents) const {
         {"address", reinterpret_cast<std::uint64_t>(start)},
         {"shape", std::vector(entry.box.extent.begin(), entry.box.extent.begin() + axes)},
         {"strides_bytes", std::vector(entry.strides_bytes.begin(), entry.strides_bytes.begin() + axes)},
-        {"dtype", entry.is_scales ? std::string_view("fp32_scales") : to_string(entry.recipe)},
+        {"dtype", dtype_of(entry)},
         {"landing", to_string(entry.landing)}});
   }
   extents = list.dump();

@@ -53,7 +53,7 @@ void Verifier::add_signal(const ExpectedSender& sender, std::uint32_t ordinal, s
 
 void Verifier::add_parts_of(const Piece& piece) {
   const Entry& entry = catalog_.entries[piece.entry];
-  const std::uint64_t element = entry.is_scales ? sizeof(float) : element_bytes(entry.recipe);
+  const std::uint64_t element = stored_bytes(entry);
   const std::uint64_t key = digest_key(entry.tensor, entry.is_scales);
   for_each_matrix(piece.box, entry.box, [&](const MatrixView& view) {
     const auto rows = static_cast<std::uint64_t>(view.rows);

@@ -39,10 +39,11 @@ Ruler ruler_of(const Box& box, const Frame& frame) {
   best.unit = box.extent[0];
   for (std::size_t axis = 0; axis < box.axes; ++axis) {
     Ruler ruler{axis, 1, box.offset[axis], 1};
-    const bool blocked = has_scales(frame.recipe) && axis + 2 >= box.axes;
+    const auto edge = has_scales(frame.recipe) ? block_edge(frame.recipe, box.axes, axis) : 1;
+    const bool blocked = edge != 1 && edge != kWholeAxis;
     const bool in_words = axis + 1U == box.axes && element < 8;
     if (blocked || in_words) {
-      ruler.unit = blocked ? kBlock : 8 / element;
+      ruler.unit = blocked ? edge : 8 / element;
       const auto anchor = blocked ? 0 : frame.box.offset[axis];
       ruler.base = anchor + (box.offset[axis] - anchor) / ruler.unit * ruler.unit;
     }
@@ -149,7 +150,8 @@ std::uint64_t Allotment::bytes_of(std::size_t family, std::size_t part) const {
   const auto& frame = known.frames[known.parts[part].frame];
   auto bytes = static_cast<std::uint64_t>(elements(box)) * element_bytes(frame.recipe);
   if (has_scales(frame.recipe)) {
-    const auto whole = static_cast<double>(elements(blocks_touched(frame.box))) * sizeof(float);
+    const auto whole = static_cast<double>(elements(blocks_touched(frame.box, frame.recipe)) *
+                                           static_cast<std::int64_t>(scale_bytes(frame.recipe)));
     bytes += static_cast<std::uint64_t>(whole * static_cast<double>(elements(box)) /
                                         static_cast<double>(elements(frame.box)));
   }

@@ -51,15 +51,16 @@ std::uint64_t distinct_bytes(const Family& family, const std::vector<std::size_t
     if (!has_scales(recipe)) continue;
     std::vector<Box> blocks;
     blocks.reserve(wanted.size());
-    for (const auto& box : wanted) blocks.push_back(blocks_touched(box));
-    bytes += union_volume(blocks) * sizeof(float);
+    for (const auto& box : wanted) blocks.push_back(blocks_touched(box, recipe));
+    bytes += union_volume(blocks) * scale_bytes(recipe);
   }
   return bytes * family.count;
 }
 
 std::uint64_t bytes_of(const Frame& frame) {
   const auto values = volume(frame.box) * element_bytes(frame.recipe);
-  return has_scales(frame.recipe) ? values + volume(blocks_touched(frame.box)) * sizeof(float) : values;
+  if (!has_scales(frame.recipe)) return values;
+  return values + volume(blocks_touched(frame.box, frame.recipe)) * scale_bytes(frame.recipe);
 }
 
 // Decimal units, four digits: "268.2 GB".

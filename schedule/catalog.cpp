@@ -63,6 +63,10 @@ std::uint64_t digest_of(const Catalog& catalog, std::uint64_t digest_of_entries)
   return print.value();
 }
 
+std::uint64_t stored_bytes(const Entry& entry) noexcept {
+  return entry.is_scales ? scale_bytes(entry.recipe) : element_bytes(entry.recipe);
+}
+
 std::uint64_t byte_at(const Entry& entry, const std::array<std::int64_t, kMaxAxes>& element) noexcept {
   auto byte = static_cast<std::int64_t>(entry.byte_offset);
   for (std::size_t axis = 0; axis < entry.box.axes; ++axis) {

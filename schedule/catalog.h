@@ -47,8 +47,8 @@ struct Entry {
   std::uint32_t region = 0;
   std::uint64_t byte_offset = 0;                       // of the box's first element in the region
   std::array<std::int64_t, kMaxAxes> strides_bytes{};  // per axis; positive on a server
-  std::optional<std::uint32_t> scales;                 // the entry of this one's scales: fp32, one per block of the box
-  bool is_scales = false;                              // this entry holds the scales of `tensor`; its box counts blocks
+  std::optional<std::uint32_t> scales;                 // the entry of this one's scales: one per block of the box
+  bool is_scales = false;  // this entry holds the scales of `tensor` under `recipe`; its box counts blocks
   Landing landing = Landing::direct;
   SharedText parameter;  // the engine's name, for messages; may be empty
 };
@@ -76,6 +76,9 @@ struct Catalog {
 // In two steps, for ranks that share a list of entries.
 [[nodiscard]] std::uint64_t digest_of(const SharedList<Entry>& entries, Role role);
 [[nodiscard]] std::uint64_t digest_of(const Catalog& catalog, std::uint64_t digest_of_entries);
+
+// Bytes of one value, or one scale, of a server's entry.
+[[nodiscard]] std::uint64_t stored_bytes(const Entry& entry) noexcept;
 
 // First byte of an element (tensor coordinates, inside entry.box) relative to the region's start.
 [[nodiscard]] std::uint64_t byte_at(const Entry& entry, const std::array<std::int64_t, kMaxAxes>& element) noexcept;

@@ -137,7 +137,7 @@ void check_strides(const Catalog& catalog, const Entry& entry, const std::functi
 }  // namespace
 
 std::uint64_t element_bytes(const Catalog& catalog, const Entry& entry) noexcept {
-  return catalog.role == Role::server ? element_bytes(entry.recipe) : element_bytes(entry.source_type);
+  return catalog.role == Role::server ? stored_bytes(entry) : element_bytes(entry.source_type);
 }
 
 std::optional<ByteRange> bounding_range(const Entry& entry, std::uint64_t element_bytes,
@@ -170,15 +170,18 @@ void check_entry(const Catalog& catalog, std::size_t index, const Fail& fail) {
   if (runs_of(entry, element_bytes(catalog, entry)).overlap_themselves) {
     here("the strides put two of its elements on the same bytes");
   }
-  if (entry.is_scales && entry.recipe != Recipe::fp32) here("scales have the recipe fp32");
+  if (entry.is_scales) {
+    if (entry.scales) here("scales have no scales");
+    return;
+  }
   if (!has_scales(entry.recipe)) {
     if (entry.scales) here(fmt::format("the recipe {} has no scales", to_string(entry.recipe)));
     return;
   }
   if (!entry.scales) here(fmt::format("the recipe {} needs \"scales\"", to_string(entry.recipe)));
-  if (cuts_blocks(entry.box, entry.shape)) {
-    here(fmt::format("the box {} cuts blocks of {} elements; the recipe {} needs whole ones", to_string(entry.box),
-                     kBlock, to_string(entry.recipe)));
+  if (!is_servable(entry.box, entry.shape, entry.recipe)) {
+    here(fmt::format("the box {} cuts {}; the recipe {} needs whole ones", to_string(entry.box),
+                     blocks_text(entry.recipe), to_string(entry.recipe)));
   }
 }
 
@@ -190,11 +193,12 @@ void check_scales(const Catalog& catalog, const Fail& fail) {
     if (*entry.scales >= catalog.entries.size())
       fail(i, fmt::format("there is no entry {} for its scales", *entry.scales));
     const auto& scales = catalog.entries[*entry.scales];
-    const auto blocks = blocks_touched(entry.box);
-    if (!scales.is_scales || scales.tensor != entry.tensor || scales.shape != block_grid(entry.shape) ||
+    const auto blocks = blocks_touched(entry.box, entry.recipe);
+    const auto grid = block_grid(entry.shape, entry.recipe);
+    if (!scales.is_scales || scales.tensor != entry.tensor || scales.recipe != entry.recipe || scales.shape != grid ||
         scales.box != blocks) {
       fail(i, fmt::format("entry {} does not hold its scales: blocks {} of a grid of {}", *entry.scales,
-                          to_string(blocks), to_string(whole(block_grid(entry.shape)))));
+                          to_string(blocks), to_string(whole(grid))));
     }
     used[*entry.scales] = true;
   }

@@ -202,15 +202,14 @@ class CatalogReader {
                              nearest(name.substr(0, 100), known)));
     }
     if (recipe && !is_planned(*recipe)) {
-      place.fail(fmt::format("plans do not carry {} yet (its blocks are not {}x{}); there are {}", name, kBlock, kBlock,
-                             planned_recipes()));
+      place.fail(fmt::format("plans do not carry {} yet; there are {}", name, planned_recipes()));
     }
     if (source) entry.source_type = *source;
     if (recipe) entry.recipe = *recipe;
   }
 
   std::uint64_t bytes_of(const Entry& entry) const {
-    return is_server() ? element_bytes(entry.recipe) : element_bytes(entry.source_type);
+    return is_server() ? stored_bytes(entry) : element_bytes(entry.source_type);
   }
 
   void read_plain(const Place& outer, Entry entry, std::size_t index) {
@@ -222,15 +221,19 @@ class CatalogReader {
     const auto extents = [](const Box& box) {
       return std::vector<std::int64_t>(box.extent.begin(), box.extent.begin() + box.axes);
     };
-    const auto memory = block_at(place, extents(entry.box), bytes_of(entry));
     if (place.has("is_scales")) entry.is_scales = place.at("is_scales").boolean();
+    if (entry.is_scales && !has_scales(entry.recipe)) {
+      place.at("recipe").fail(
+          fmt::format("{} has no scales; it names the recipe of the values", to_string(entry.recipe)));
+    }
+    const auto memory = block_at(place, extents(entry.box), bytes_of(entry));
     std::optional<Block> scales;
     if (place.has("scales") && place.at("scales").value().is_number()) {
       entry.scales = static_cast<std::uint32_t>(place.at("scales").integer(0, kMaxEntries));
     } else if (place.has("scales")) {
       const auto scales_place = place.at("scales");
       scales_place.require_keys({"region", "byte_offset", "strides_bytes"});
-      scales = block_at(scales_place, extents(blocks_touched(entry.box)), element_bytes(Recipe::fp32));
+      scales = block_at(scales_place, extents(blocks_touched(entry.box, entry.recipe)), scale_bytes(entry.recipe));
     }
     const std::vector<std::int64_t> start(entry.box.axes, 0);
     add(place, std::move(entry), memory, start, scales, start, {index, std::nullopt, false});
@@ -242,8 +245,9 @@ class CatalogReader {
     if (place.has("scales")) {
       const auto scales_place = place.at("scales");
       scales_place.require_keys({"shape", "region", "byte_offset", "strides_bytes"});
-      auto shape = scales_place.has("shape") ? shape_at(scales_place.at("shape")) : block_grid(memory.shape);
-      scales = block_at(scales_place, std::move(shape), element_bytes(Recipe::fp32));
+      auto shape =
+          scales_place.has("shape") ? shape_at(scales_place.at("shape")) : block_grid(memory.shape, common.recipe);
+      scales = block_at(scales_place, std::move(shape), scale_bytes(common.recipe));
     }
     const auto parts = place.at("parts");
     const auto count = parts.size_of_array(kMaxEntries);
@@ -258,21 +262,23 @@ class CatalogReader {
       entry.box = box_of(part, entry.shape);
       auto at = std::vector<std::int64_t>(memory.shape.size(), 0);
       if (part.has("at")) at = part.at("at").integers(kMaxAxes, 0);
-      const auto scales_at = scales ? scales_at_of(part, at, entry.box.axes) : at;
+      const auto scales_at = scales ? scales_at_of(part, at, entry) : at;
       add(part, std::move(entry), memory, at, scales, scales_at, {index, i, false});
     }
   }
 
   // Where a part's scales stand: as given, else where its blocks stand when the scales follow the memory's own grid.
-  static std::vector<std::int64_t> scales_at_of(const Place& part, std::vector<std::int64_t> at, std::size_t axes) {
+  static std::vector<std::int64_t> scales_at_of(const Place& part, std::vector<std::int64_t> at, const Entry& entry) {
     if (part.has("scales_at")) return part.at("scales_at").integers(kMaxAxes, 0);
-    for (std::size_t back = 1; back <= std::min<std::size_t>({axes, at.size(), 2}); ++back) {
+    const std::size_t axes = std::min<std::size_t>(entry.box.axes, at.size());
+    for (std::size_t back = 1; back <= axes; ++back) {
+      const auto edge = block_edge(entry.recipe, axes, axes - back);
       auto& position = at[at.size() - back];
-      if (position % kBlock != 0) {
-        part.fail(fmt::format("stands at {}, inside a block of {}: say where its scales stand with \"scales_at\"",
-                              position, kBlock));
+      if (position % edge != 0) {
+        part.fail(fmt::format("stands at {}, inside a block ({}): say where its scales stand with \"scales_at\"",
+                              position, blocks_text(entry.recipe)));
       }
-      position /= kBlock;
+      position /= edge;
     }
     return at;
   }
@@ -311,9 +317,8 @@ class CatalogReader {
       if (!has_scales(entry.recipe)) place.fail(fmt::format("the recipe {} has no scales", to_string(entry.recipe)));
       scales_entry = entry;
       scales_entry->is_scales = true;
-      scales_entry->recipe = Recipe::fp32;
-      scales_entry->shape = block_grid(entry.shape);
-      scales_entry->box = blocks_touched(entry.box);
+      scales_entry->shape = block_grid(entry.shape, entry.recipe);
+      scales_entry->box = blocks_touched(entry.box, entry.recipe);
       scales_entry->strides_bytes = {};
       lay(place, *scales_entry, *scales, scales_at);
       entry.scales = static_cast<std::uint32_t>(catalog_.entries.size() + 1);

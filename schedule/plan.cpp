@@ -6,6 +6,8 @@
 #include <unordered_map>
 #include <utility>
 
+#include "schedule/blocks.h"
+
 namespace weightcast {
 namespace {
 
@@ -21,7 +23,7 @@ std::int64_t floor_to(std::int64_t value, std::int64_t multiple) { return value 
 
 BoxCut cut_of(const Box& box, const Box& frame, Recipe recipe, std::uint64_t chunk_bytes) {
   const auto last = static_cast<std::size_t>(box.axes - 1);
-  const bool blocked = has_scales(recipe);
+  const bool blocked = has_scales(recipe) && !spans_an_axis(recipe);
   const auto smallest_axis = blocked && last > 0 ? last - 1 : last;  // blocked: never cut inside a block's row
   const auto limit = static_cast<std::int64_t>(std::min<std::uint64_t>(chunk_bytes, std::uint64_t{1} << 62));
   const auto element = static_cast<std::int64_t>(element_bytes(recipe));
@@ -35,7 +37,7 @@ BoxCut cut_of(const Box& box, const Box& frame, Recipe recipe, std::uint64_t chu
   }
   const bool inside_words = !blocked && cut.axis == last;
   const bool inside_blocks = blocked && cut.axis == smallest_axis;
-  const auto unit = inside_blocks ? kBlock : inside_words ? 8 / element : 1;
+  const auto unit = inside_blocks ? block_edge(recipe, box.axes, smallest_axis) : inside_words ? 8 / element : 1;
   cut.step = std::max(floor_to(limit / index_bytes, unit), unit);
   const auto from = inside_words ? frame.offset[cut.axis] : inside_blocks ? 0 : box.offset[cut.axis];
   cut.anchor = from + floor_to(box.offset[cut.axis] - from, unit);
@@ -59,7 +61,8 @@ AmaxMessage message_of(const AmaxExchange& exchange, const Plan& plan) {
   AmaxMessage message{exchange.from, exchange.to, {}};
   for (const auto& run : exchange.runs) {
     for (auto i = run.first; i < run.first + run.count; ++i) {
-      message.parts.push_back({plan.columns[run.from_column][i], plan.columns[run.to_column][i], run.blocks});
+      message.parts.push_back(
+          {plan.columns[run.from_column][i], plan.columns[run.to_column][i], run.recipe, run.blocks});
     }
   }
   return message;
@@ -140,8 +143,8 @@ TrainerTable trainer_table(const Plan& plan, const Catalogs& catalogs, std::uint
   for (const auto& step : plan.scale_steps) {
     if (step.trainer != trainer) continue;
     for (std::uint32_t i = 0; i < step.count; ++i) {
-      table.scale_steps.push_back(
-          {plan.columns[step.column][step.first + i], step.blocks, step.frame, targets_of(step, i, plan, catalogs)});
+      table.scale_steps.push_back({plan.columns[step.column][step.first + i], step.recipe, step.blocks, step.frame,
+                                   targets_of(step, i, plan, catalogs)});
     }
   }
   for (const auto& exchange : plan.amax) {

@@ -52,6 +52,7 @@ struct ScaleStep {
   std::uint32_t column = 0;  // the trainer's entries whose blocks these are
   std::uint32_t first = 0;
   std::uint32_t count = 1;
+  Recipe recipe = Recipe::bf16;           // whose scales
   Box blocks;                             // block coordinates of the tensor
   Box frame;                              // the scale entries' common box, in blocks
   std::vector<Destination> destinations;  // their columns name entries that hold scales
@@ -66,7 +67,8 @@ struct AmaxRun {
   std::uint32_t to_column = 0;    // in the receiver's catalog: the entries whose cast needs it
   std::uint32_t first = 0;        // of the columns
   std::uint32_t count = 1;
-  Box blocks;  // block coordinates of the tensor
+  Recipe recipe = Recipe::bf16;  // whose blocks
+  Box blocks;                    // block coordinates of the tensor
   friend bool operator==(const AmaxRun&, const AmaxRun&) = default;
 };
 struct AmaxExchange {
@@ -107,8 +109,9 @@ struct Catalogs {
 [[nodiscard]] std::uint64_t digest_of(const Catalogs& catalogs);
 
 // The pieces of a step's box, in the order of execution: whole rows where they fit, cut at blocks for recipes with
-// scales and at 8-byte words of the frame's rows otherwise, so that their digests add up to the step's. Each is at
-// most chunk_bytes of output unless one block row (one word) is more. chunk_bytes is not 0.
+// scales and at 8-byte words of the frame's rows otherwise (and where blocks span an axis), so that their digests add
+// up to the step's. Each is at most chunk_bytes of output unless one block row (one word) is more. chunk_bytes is not
+// 0.
 [[nodiscard]] std::vector<Box> chunks_of(const Box& box, const Box& frame, Recipe recipe, std::uint64_t chunk_bytes);
 // chunks_of(...).size(), without making them.
 [[nodiscard]] std::uint64_t count_chunks(const Box& box, const Box& frame, Recipe recipe, std::uint64_t chunk_bytes);
@@ -137,6 +140,7 @@ struct TrainerStep {
 };
 struct TrainerScaleStep {
   std::uint32_t entry = 0;
+  Recipe recipe = Recipe::bf16;
   Box blocks;
   Box frame;
   std::vector<TargetExtent> targets;
@@ -146,6 +150,7 @@ struct TrainerScaleStep {
 struct AmaxPart {
   std::uint32_t from_entry = 0;  // in the sender's catalog
   std::uint32_t to_entry = 0;    // in the receiver's catalog
+  Recipe recipe = Recipe::bf16;
   Box blocks;
   friend bool operator==(const AmaxPart&, const AmaxPart&) = default;
 };

@@ -80,7 +80,9 @@ PlanOutline outline_of(const Plan& plan, const Catalogs& catalogs, const Topolog
     add(step, step.box, element_bytes(step.recipe), static_cast<uint64_t>(step.recipe));
   }
   constexpr uint64_t kScales = 1 << 20;
-  for (const auto& step : plan.scale_steps) add(step, step.blocks, sizeof(float), kScales);
+  for (const auto& step : plan.scale_steps) {
+    add(step, step.blocks, scale_bytes(step.recipe), kScales + static_cast<uint64_t>(step.recipe));
+  }
   PlanOutline outline{{}, plan.trainer_bytes, plan.server_bytes, bound, makespan_s(plan, topology)};
   outline.pairs.reserve(pairs.size());
   for (const auto& [key, pair] : pairs) outline.pairs.push_back(pair);

@@ -65,6 +65,7 @@ std::string to_json(const Plan& plan) {
                 {"column", step.column},
                 {"first", step.first},
                 {"count", step.count},
+                {"recipe", to_string(step.recipe)},
                 {"blocks", to_string(step.blocks)},
                 {"frame", to_string(step.frame)},
                 {"destinations", destinations_of(step.destinations)}};
@@ -76,6 +77,7 @@ std::string to_json(const Plan& plan) {
                       {"to_column", run.to_column},
                       {"first", run.first},
                       {"count", run.count},
+                      {"recipe", to_string(run.recipe)},
                       {"blocks", to_string(run.blocks)}});
     }
     return Json{{"from", exchange.from}, {"to", exchange.to}, {"runs", std::move(runs)}};

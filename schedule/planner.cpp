@@ -22,15 +22,16 @@ std::uint64_t bytes_of(const Box& box, Recipe recipe) {
   return static_cast<std::uint64_t>(elements(box)) * element_bytes(recipe);
 }
 
-// The blocks of `box` (inside `frame`'s blocks) whose probe element lies in `box`. The probe stands `phase` elements
-// into the block, or on the tensor's last row or column when the block is shorter. Every block has one probe and the
-// parts of a frame are disjoint, so every block has exactly one owner; another phase gives the blocks that straddle
-// parts to another of them.
-std::optional<Box> owned_blocks(const Box& box, const std::vector<std::int64_t>& shape, std::int64_t phase) {
-  Box owned = blocks_touched(box);
-  for (std::size_t axis = box.axes > 2 ? box.axes - 2U : 0U; axis < box.axes; ++axis) {
+// The blocks of `box` (inside `frame`) whose probe element lies in `box`. The probe stands `phase` elements into the
+// block, or on the nearest row or column of the frame. Every block has one probe and the parts of a frame are disjoint,
+// so every block has exactly one owner; another phase gives the blocks that straddle parts to another of them.
+std::optional<Box> owned_blocks(const Box& box, const Frame& frame, std::int64_t phase) {
+  Box owned = blocks_touched(box, frame.recipe);
+  for (std::size_t axis = 0; axis < box.axes; ++axis) {
+    const auto edge = block_edge(frame.recipe, box.axes, axis);
+    const auto first = frame.box.offset[axis];
     const auto has_probe = [&](std::int64_t block) {
-      const auto probe = std::min(block * kBlock + phase, shape[axis] - 1);
+      const auto probe = std::clamp(block * edge + phase % edge, first, first + frame.box.extent[axis] - 1);
       return probe >= box.offset[axis] && probe < box.offset[axis] + box.extent[axis];
     };
     const auto end = owned.offset[axis] + owned.extent[axis];
@@ -98,7 +99,8 @@ class Planner {
 
  private:
   // A shard that one trainer casts for some tensors of the family, and needs foreign maxima for.
-  using Casters = std::map<std::pair<std::size_t, Holder>, std::vector<std::pair<std::uint32_t, std::uint32_t>>>;
+  using Ranges = std::vector<std::pair<std::uint32_t, std::uint32_t>>;
+  using Casters = std::map<Recipe, std::map<std::pair<std::size_t, Holder>, Ranges>>;
 
   void find_rows() {
     std::map<std::vector<std::uint32_t>, std::size_t> known;
@@ -138,16 +140,18 @@ class Planner {
         const auto order = visiting_order(segment, frame);
         const auto direct = allotment_->direct_groups(index, p);
         const auto& groups = allotment_->groups(index, part.frame);
-        const bool needs_amax = has_scales(frame.recipe) && cuts_blocks(segment.box, family.shape);
+        const bool needs_amax = has_scales(frame.recipe) && cuts_blocks(segment.box, family.shape, frame.recipe) &&
+                                cuts_blocks(family.shards[part.shard].box, family.shape, frame.recipe);
         if (needs_amax) {
-          casters[{part.shard, segment.caster}].emplace_back(segment.first, segment.first + segment.count);
+          casters[frame.recipe][{part.shard, segment.caster}].emplace_back(segment.first,
+                                                                           segment.first + segment.count);
         }
         add_step(family, frame, segment, needs_amax, destinations_of(segment, frame, groups, order, direct));
         if (!has_scales(frame.recipe)) continue;
-        for (const auto& turn : turns[part.frame]) add_scale_step(family, frame, segment, turn, groups, order, direct);
+        for (const auto& turn : turns[part.frame]) add_scale_step(frame, segment, turn, groups, order, direct);
       }
     }
-    add_exchanges(family, casters);
+    for (auto& [recipe, of_recipe] : casters) add_exchanges(family, recipe, of_recipe);
   }
 
   // A handful of phases, spread evenly, so that every part of a straddled block writes its share of the scales.
@@ -155,7 +159,7 @@ class Planner {
     constexpr std::uint32_t kTurns = 4;
     if (!has_scales(family.frames[frame].recipe)) return {};
     const bool straddles = std::any_of(family.parts.begin(), family.parts.end(), [&](const Part& part) {
-      return part.frame == frame && cuts_blocks(part.box, family.shape);
+      return part.frame == frame && cuts_blocks(part.box, family.shape, family.frames[frame].recipe);
     });
     phase_ = (phase_ + 79) % kBlock;  // 79 / 128 is near the golden ratio: the phases of small families spread evenly
     const auto turns = straddles ? std::min(family.count, kTurns) : 1;
@@ -235,23 +239,24 @@ class Planner {
     }
   }
 
-  void add_scale_step(const Family& family, const Frame& frame, const Segment& segment, const Turn& turn,
-                      const std::vector<Group>& groups, std::size_t order, std::size_t direct) {
+  void add_scale_step(const Frame& frame, const Segment& segment, const Turn& turn, const std::vector<Group>& groups,
+                      std::size_t order, std::size_t direct) {
     const auto first = std::max(segment.first, turn.first);
     const auto end = std::min(segment.first + segment.count, turn.end);
     if (first >= end) return;
-    const auto blocks = owned_blocks(segment.box, family.shape, turn.phase);
+    const auto blocks = owned_blocks(segment.box, frame, turn.phase);
     if (!blocks) return;
     ScaleStep step;
     step.trainer = segment.caster.trainer;
     step.column = segment.caster.column;
     step.first = first;
     step.count = end - first;
+    step.recipe = frame.recipe;
     step.blocks = *blocks;
-    step.frame = blocks_touched(frame.box);
+    step.frame = blocks_touched(frame.box, frame.recipe);
     step.destinations = destinations_of(segment, frame, groups, order, direct);
     for (auto& to : step.destinations) to.column = scales_of(frame, to);
-    count_bytes(step, bytes_of(step.blocks, Recipe::fp32) * step.count);
+    count_bytes(step, static_cast<std::uint64_t>(elements(step.blocks)) * scale_bytes(step.recipe) * step.count);
     plan_.scale_steps.push_back(std::move(step));
   }
 
@@ -282,11 +287,10 @@ class Planner {
   }
 
   // Every caster of straddling blocks gets the amax of the other shards' parts of the blocks that its shard touches.
-  void add_exchanges(const Family& family, Casters& casters) {
-    if (casters.empty()) return;
+  void add_exchanges(const Family& family, Recipe recipe, Casters::mapped_type& casters) {
     std::vector<Box> blocks;
     blocks.reserve(family.shards.size());
-    for (const auto& shard : family.shards) blocks.push_back(blocks_touched(shard.box));
+    for (const auto& shard : family.shards) blocks.push_back(blocks_touched(shard.box, recipe));
     const BoxIndex index(blocks);
     for (auto& [caster, tensors] : casters) {
       const auto shard = caster.first;
@@ -297,14 +301,15 @@ class Planner {
         if (other == shard) return;
         const auto& from = sender_of(family.shards[other], family.shards[shard], to);
         for (const auto& [first, end] : ranges) {
-          exchanges_[{from.trainer, to.trainer}].push_back({from.column, to.column, first, end - first, common});
+          exchanges_[{from.trainer, to.trainer}].push_back(
+              {from.column, to.column, first, end - first, recipe, common});
         }
       });
     }
   }
 
   // Sorted and disjoint.
-  static void merge(std::vector<std::pair<std::uint32_t, std::uint32_t>>& ranges) {
+  static void merge(Ranges& ranges) {
     std::sort(ranges.begin(), ranges.end());
     std::size_t last = 0;
     for (std::size_t i = 1; i < ranges.size(); ++i) {
@@ -343,8 +348,8 @@ class Planner {
                      [&](const ScaleStep& a, const ScaleStep& b) { return scale_key(a) < scale_key(b); });
     for (auto& [pair, runs] : exchanges_) {
       std::sort(runs.begin(), runs.end(), [](const AmaxRun& a, const AmaxRun& b) {
-        return std::tie(a.to_column, a.from_column, a.first, a.blocks) <
-               std::tie(b.to_column, b.from_column, b.first, b.blocks);
+        return std::tie(a.to_column, a.from_column, a.first, a.recipe, a.blocks) <
+               std::tie(b.to_column, b.from_column, b.first, b.recipe, b.blocks);
       });
       plan_.amax.push_back({pair.first, pair.second, std::move(runs)});
     }

@@ -49,13 +49,17 @@ class Routes {
     const auto& step = plan_.scale_steps[index];
     const auto who = [&] { return describe_scales(plan_, catalogs_, index); };
     const auto& source = source_of(step, fmt::format("scale step {}", index));
-    if (!lies_in(step.blocks, blocks_meeting(source.entry->box))) {
+    if (!lies_in(step.blocks, blocks_meeting(source.entry->box, step.recipe))) {
       violated("{}, but its entry {} holds {}", who(), entry_of(step, step.column), to_string(source.entry->box));
     }
     if (!lies_in(step.blocks, step.frame)) violated("{}, outside its frame {}", who(), to_string(step.frame));
-    const auto bytes = static_cast<std::uint64_t>(elements(step.blocks)) * sizeof(float);
+    const auto bytes = static_cast<std::uint64_t>(elements(step.blocks)) * scale_bytes(step.recipe);
     check_destinations(step, source, bytes, who, [&](const Destination& to, const ColumnFacts& taken) {
       check_entry(step, to, taken, who, *source.entry, true);
+      if (taken.entry->recipe != step.recipe) {
+        violated("{} of {}, but {} holds those of {}", who(), to_string(step.recipe), where(step, to),
+                 to_string(taken.entry->recipe));
+      }
     });
   }
 
@@ -183,7 +187,7 @@ void check_totals(const Plan& plan, const Catalogs& catalogs, const Topology& to
     count(step, step.count * static_cast<std::uint64_t>(elements(step.box)) * element_bytes(step.recipe));
   }
   for (const auto& step : plan.scale_steps) {
-    count(step, step.count * static_cast<std::uint64_t>(elements(step.blocks)) * sizeof(float));
+    count(step, step.count * static_cast<std::uint64_t>(elements(step.blocks)) * scale_bytes(step.recipe));
   }
   compare("trainer", "sends", plan.trainer_bytes, out);
   compare("server", "takes", plan.server_bytes, in);

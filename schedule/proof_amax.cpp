@@ -15,6 +15,7 @@ namespace {
 struct Given {
   std::uint32_t first = 0;
   std::uint32_t end = 0;
+  Recipe recipe = Recipe::bf16;
   Box blocks;
   Box part;  // the elements of these blocks that the sender holds
   std::uint32_t from = 0;
@@ -22,11 +23,11 @@ struct Given {
 };
 
 // The elements of all blocks of a box of blocks.
-Box elements_of(const Box& blocks, const Box& tensor) {
+Box elements_of(const Box& blocks, Recipe recipe, const Box& tensor) {
   Box all;
   all.axes = blocks.axes;
   for (std::size_t axis = 0; axis < blocks.axes; ++axis) {
-    const auto edge = block_edge(blocks.axes, static_cast<int>(axis));
+    const auto edge = edge_of(recipe, blocks.axes, static_cast<int>(axis));
     all.offset[axis] = blocks.offset[axis] * edge;
     all.extent[axis] =
         std::min((blocks.offset[axis] + blocks.extent[axis]) * edge, tensor.extent[axis]) - all.offset[axis];
@@ -40,6 +41,7 @@ struct Caster {
   std::uint32_t column = 0;
   std::uint32_t first = 0;
   std::uint32_t end = 0;
+  Recipe recipe = Recipe::bf16;
   Box blocks;
   bool waits = true;  // for the exchange
 };
@@ -60,7 +62,7 @@ class AmaxCheck {
   template <class Name>
   bool require_whole_blocks(const Caster& caster, const Name& name) {
     const auto& own = *facts_.trainer(caster.trainer, caster.column, name).entry;
-    std::vector<Box> foreign = {elements_of(caster.blocks, whole(own.shape.get()))};
+    std::vector<Box> foreign = {elements_of(caster.blocks, caster.recipe, whole(own.shape.get()))};
     subtract(foreign, own.box);
     if (foreign.empty()) return false;
     if (!caster.waits) {
@@ -79,7 +81,7 @@ class AmaxCheck {
     for (std::size_t i = 0; i + 1 < places.size(); ++i) {
       auto missing = foreign;
       for (const auto& one : given) {
-        if (one.first <= places[i] && places[i] < one.end) subtract(missing, one.part);
+        if (one.recipe == caster.recipe && one.first <= places[i] && places[i] < one.end) subtract(missing, one.part);
       }
       if (missing.empty()) continue;
       violated("{} needs the amax of {}, which nobody sends its trainer", name(), to_string(missing.front()));
@@ -105,20 +107,22 @@ class AmaxCheck {
       violated("{}: these are two tensors", who());
     }
     const auto& box = from.entry->box;
+    if (!has_scales(run.recipe)) violated("{}: {} has no blocks", who(), to_string(run.recipe));
     const bool both_have = elements(run.blocks) > 0 && run.blocks.axes == box.axes &&
-                           contains(blocks_meeting(box), run.blocks) &&
-                           contains(blocks_meeting(to.entry->box), run.blocks);
+                           contains(blocks_meeting(box, run.recipe), run.blocks) &&
+                           contains(blocks_meeting(to.entry->box, run.recipe), run.blocks);
     if (!both_have) violated("{}: not both have a part of every block", who());
     auto& given = given_[{exchange.to, run.to_column}];
     for (const auto& one : given) {
-      if (one.from == exchange.from && one.from_column == run.from_column && one.first < run.first + run.count &&
-          run.first < one.end && intersect(one.blocks, run.blocks)) {
+      if (one.recipe == run.recipe && one.from == exchange.from && one.from_column == run.from_column &&
+          one.first < run.first + run.count && run.first < one.end && intersect(one.blocks, run.blocks)) {
         violated("trainer {} sends the amax of blocks {} of {} twice to trainer {}", exchange.from,
                  to_string(*intersect(one.blocks, run.blocks)), from.entry->tensor, exchange.to);
       }
     }
-    const auto part = intersect(elements_of(run.blocks, whole(from.entry->shape.get())), box);
-    given.push_back({run.first, run.first + run.count, run.blocks, part.value(), exchange.from, run.from_column});
+    const auto part = intersect(elements_of(run.blocks, run.recipe, whole(from.entry->shape.get())), box);
+    given.push_back(
+        {run.first, run.first + run.count, run.recipe, run.blocks, part.value(), exchange.from, run.from_column});
   }
 
   Facts& facts_;
@@ -132,14 +136,17 @@ void check_amax(const Plan& plan, const Catalogs& catalogs, Facts& facts, Proof&
   for (std::size_t index = 0; index < plan.steps.size(); ++index) {
     const auto& step = plan.steps[index];
     if (!has_scales(step.recipe)) continue;
-    const Caster caster{step.trainer,   step.column, step.first, step.first + step.count, blocks_meeting(step.box),
+    const Caster caster{step.trainer,   step.column,
+                        step.first,     step.first + step.count,
+                        step.recipe,    blocks_meeting(step.box, step.recipe),
                         step.needs_amax};
     if (check.require_whole_blocks(caster, [&] { return describe(plan, catalogs, index); })) ++proof.waiting_steps;
   }
   for (std::size_t index = 0; index < plan.scale_steps.size(); ++index) {
     const auto& step = plan.scale_steps[index];
-    check.require_whole_blocks({step.trainer, step.column, step.first, step.first + step.count, step.blocks},
-                               [&] { return describe_scales(plan, catalogs, index); });
+    check.require_whole_blocks(
+        {step.trainer, step.column, step.first, step.first + step.count, step.recipe, step.blocks},
+        [&] { return describe_scales(plan, catalogs, index); });
   }
 }
 

@@ -10,12 +10,14 @@
 namespace weightcast::proof {
 namespace {
 
-// Where digests add up: at words of the frame's rows, or at blocks of the tensor.
+// Where digests add up: at words of the frame's rows, or at blocks of the tensor (which no piece may hold a part of,
+// but of blocks that span an axis).
 bool is_cut_well(const Step& step, const Box& piece) {
-  const bool blocked = has_scales(step.recipe);
+  const bool blocked = has_scales(step.recipe) && block_shape(step.recipe).cols != kWholeAxis;
   const auto last = static_cast<std::size_t>(step.box.axes - 1);
   for (std::size_t axis = blocked && last > 0 ? last - 1 : last; axis <= last; ++axis) {
-    const auto unit = blocked ? kBlock : static_cast<std::int64_t>(8 / element_bytes(step.recipe));
+    const auto unit = blocked ? edge_of(step.recipe, step.box.axes, static_cast<int>(axis))
+                              : static_cast<std::int64_t>(8 / element_bytes(step.recipe));
     const auto anchor = blocked ? 0 : step.frame.offset[axis];
     const auto end = piece.offset[axis] + piece.extent[axis];
     const auto step_end = step.box.offset[axis] + step.box.extent[axis];
@@ -29,8 +31,8 @@ bool is_cut_well(const Step& step, const Box& piece) {
 bool is_small_enough(const Step& step, const Box& piece, std::uint64_t chunk_bytes) {
   const auto bytes = static_cast<std::uint64_t>(elements(piece)) * element_bytes(step.recipe);
   if (bytes <= chunk_bytes || bytes <= 8) return true;
-  if (!has_scales(step.recipe)) return false;
-  const Box blocks = blocks_meeting(piece);
+  if (!has_scales(step.recipe) || block_shape(step.recipe).cols == kWholeAxis) return false;
+  const Box blocks = blocks_meeting(piece, step.recipe);
   for (int axis = 0; axis < blocks.axes - 1; ++axis) {
     if (blocks.extent[static_cast<std::size_t>(axis)] > 1) return false;
   }

@@ -57,7 +57,7 @@ class Coverage {
     const auto& facts = facts_.server(server, column, [] { return "a step"; });
     auto& writers = writers_[server][column];
     const auto volume = static_cast<std::uint64_t>(elements(facts.entry->box)) * facts.tensors.size();
-    proof_.destination_bytes += volume * (facts.entry->is_scales ? sizeof(float) : element_bytes(facts.entry->recipe));
+    proof_.destination_bytes += volume * stored_bytes(*facts.entry);
     if (facts.entry->is_scales) proof_.scales += volume;
     auto& alike = checked_[{column, writers.front(), writers.size()}];
     for (const auto& [known, box] : alike) {

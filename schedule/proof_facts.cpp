@@ -33,7 +33,8 @@ void check_entry(const Catalog& catalog, std::size_t index, const char* role) {
   const auto& entries = catalog.entries;
   const bool has_them = entry.scales && *entry.scales < entries.size() && entries[*entry.scales].is_scales &&
                         entries[*entry.scales].tensor == entry.tensor &&
-                        entries[*entry.scales].box == blocks_meeting(entry.box);
+                        entries[*entry.scales].recipe == entry.recipe &&
+                        entries[*entry.scales].box == blocks_meeting(entry.box, entry.recipe);
   if (!has_them) violated("{} has no entry with the scales of exactly its blocks", where());
 }
 
@@ -41,9 +42,7 @@ void check_entry(const Catalog& catalog, std::size_t index, const char* role) {
 void check_regions(const Catalog& catalog, const char* role) {
   for (std::size_t index = 0; index < catalog.entries.size(); ++index) {
     const auto& entry = catalog.entries[index];
-    const auto bytes = entry.is_scales                ? sizeof(float)
-                       : catalog.role == Role::server ? element_bytes(entry.recipe)
-                                                      : element_bytes(entry.source_type);
+    const auto bytes = catalog.role == Role::server ? stored_bytes(entry) : element_bytes(entry.source_type);
     if (entry.region >= catalog.regions.size() || !fits(entry, bytes, catalog.regions[entry.region].bytes)) {
       violated("entry {} of {} {} ({}) does not lie inside a region", index, role, catalog.rank, entry.tensor);
     }

@@ -8,37 +8,24 @@
 
 namespace weightcast::proof {
 
-std::int64_t block_edge(int axes, int axis) noexcept { return axis >= axes - 2 ? kBlock : 1; }
+std::int64_t edge_of(Recipe recipe, int axes, int axis) noexcept {
+  switch (axes - 1 - axis) {
+    case 0: return block_shape(recipe).cols;
+    case 1: return block_shape(recipe).rows;
+    default: return 1;
+  }
+}
 
-Box blocks_meeting(const Box& box) noexcept {
+Box blocks_meeting(const Box& box, Recipe recipe) noexcept {
   Box blocks;
   blocks.axes = box.axes;
   for (int axis = 0; axis < box.axes; ++axis) {
     const auto a = static_cast<std::size_t>(axis);
-    const auto edge = block_edge(box.axes, axis);
+    const auto edge = edge_of(recipe, box.axes, axis);
     blocks.offset[a] = box.offset[a] / edge;
     blocks.extent[a] = (box.offset[a] + box.extent[a] + edge - 1) / edge - blocks.offset[a];
   }
   return blocks;
-}
-
-Box elements_of_block(const Box& block, const Box& tensor) noexcept {
-  Box box;
-  box.axes = block.axes;
-  for (int axis = 0; axis < block.axes; ++axis) {
-    const auto a = static_cast<std::size_t>(axis);
-    const auto edge = block_edge(block.axes, axis);
-    box.offset[a] = block.offset[a] * edge;
-    box.extent[a] = std::min(edge, tensor.extent[a] - box.offset[a]);
-  }
-  return box;
-}
-
-std::int64_t block_number(const Box& block, const Box& tensor) noexcept {
-  const Box grid = blocks_meeting(tensor);
-  std::int64_t number = 0;
-  for (std::size_t axis = 0; axis < block.axes; ++axis) number = number * grid.extent[axis] + block.offset[axis];
-  return number;
 }
 
 void subtract(std::vector<Box>& boxes, const Box& part) {

@@ -10,28 +10,11 @@
 
 namespace weightcast::proof {
 
-// Blocks span the last two axes (one axis: the last); along outer axes each index has its own.
-[[nodiscard]] std::int64_t block_edge(int axes, int axis) noexcept;
+// Blocks have edges on the last two axes (one axis: a row of a block on the last); along outer axes each index has its
+// own.
+[[nodiscard]] std::int64_t edge_of(Recipe recipe, int axes, int axis) noexcept;
 // Block coordinates of every block that `box` meets.
-[[nodiscard]] Box blocks_meeting(const Box& box) noexcept;
-// The elements of one block, given as a box of block coordinates of extent 1, of a tensor of this shape.
-[[nodiscard]] Box elements_of_block(const Box& block, const Box& tensor) noexcept;
-// A number for each block, unique within a tensor.
-[[nodiscard]] std::int64_t block_number(const Box& block, const Box& tensor) noexcept;
-
-template <class Visit>
-void for_each_block(const Box& blocks, Visit&& visit) {
-  Box block = blocks;
-  block.extent.fill(0);
-  for (std::size_t axis = 0; axis < blocks.axes; ++axis) block.extent[axis] = 1;
-  for (std::int64_t left = elements(blocks); left > 0; --left) {
-    visit(static_cast<const Box&>(block));
-    for (auto axis = static_cast<std::size_t>(blocks.axes); axis-- > 0;) {
-      if (++block.offset[axis] < blocks.offset[axis] + blocks.extent[axis]) break;
-      block.offset[axis] = blocks.offset[axis];
-    }
-  }
-}
+[[nodiscard]] Box blocks_meeting(const Box& box, Recipe recipe) noexcept;
 
 // Removes the elements of `part` from a set of disjoint boxes. Empty afterwards: the parts covered everything.
 void subtract(std::vector<Box>& boxes, const Box& part);

@@ -18,13 +18,9 @@ struct Extent {
   std::size_t entry = 0;
 };
 
-std::uint64_t element_bytes_of(const Entry& entry) {
-  return entry.is_scales ? sizeof(float) : element_bytes(entry.recipe);
-}
-
 // From the first to the last byte. Strides are positive.
 Run reach_of(const Entry& entry) {
-  Run run{entry.byte_offset, entry.byte_offset + element_bytes_of(entry)};
+  Run run{entry.byte_offset, entry.byte_offset + stored_bytes(entry)};
   for (std::size_t axis = 0; axis < entry.box.axes; ++axis) {
     run.end += static_cast<std::uint64_t>((entry.box.extent[axis] - 1) * entry.strides_bytes[axis]);
   }
@@ -40,7 +36,7 @@ bool is_nested(const Entry& entry) {
     axes[axis] = {entry.strides_bytes[axis], entry.box.extent[axis]};
   }
   std::sort(axes.begin(), axes.end());
-  auto reach = static_cast<std::int64_t>(element_bytes_of(entry));
+  auto reach = static_cast<std::int64_t>(stored_bytes(entry));
   for (const auto& [stride, extent] : axes) {
     if (extent == 1) continue;
     if (stride < reach) return false;
@@ -59,7 +55,7 @@ void check_runs(const Catalog& catalog, std::span<const Extent> stretch) {
   std::vector<Extent> runs;
   for (const auto& extent : stretch) {
     const auto& entry = catalog.entries[extent.entry];
-    for (const auto& run : runs_of(entry, entry.box, element_bytes_of(entry))) {
+    for (const auto& run : runs_of(entry, entry.box, stored_bytes(entry))) {
       runs.push_back({extent.region, run, extent.entry});
     }
   }

@@ -219,8 +219,9 @@ class Replanning {
       for (const auto& run : std::exchange(exchange.second, {})) {
         const auto& box = box_of(pair.first, run.from_column);
         divide(estate.of(run.to_column), run.first, run.count, [&](auto first, auto end, const Stretch& heir) {
-          for (const auto& [from, to] : not_given(exchanges, heir, run.blocks, box, first, end)) {
-            added[{pair.first, heir.trainer}].push_back({run.from_column, heir.column, from, to - from, run.blocks});
+          for (const auto& [from, to] : not_given(exchanges, heir, run, box, first, end)) {
+            added[{pair.first, heir.trainer}].push_back(
+                {run.from_column, heir.column, from, to - from, run.recipe, run.blocks});
           }
         });
       }
@@ -228,17 +229,20 @@ class Replanning {
     merge(added, exchanges);
   }
 
-  // The tensors first to end for which nobody sends `heir` the maxima of these blocks of this box.
+  // The tensors first to end for which nobody sends `heir` the maxima of the wanted blocks of this box.
   [[nodiscard]] std::vector<std::pair<std::uint32_t, std::uint32_t>> not_given(const Exchanges& exchanges,
-                                                                               const Stretch& heir, const Box& blocks,
-                                                                               const Box& box, std::uint32_t first,
+                                                                               const Stretch& heir,
+                                                                               const AmaxRun& wanted, const Box& box,
+                                                                               std::uint32_t first,
                                                                                std::uint32_t end) const {
     std::vector<std::pair<std::uint32_t, std::uint32_t>> given;
     for (const auto& [pair, runs] : exchanges) {
       if (pair.second != heir.trainer) continue;
       for (const auto& run : runs) {
-        if (run.to_column != heir.column || run.blocks != blocks || box_of(pair.first, run.from_column) != box)
+        if (run.to_column != heir.column || run.recipe != wanted.recipe || run.blocks != wanted.blocks ||
+            box_of(pair.first, run.from_column) != box) {
           continue;
+        }
         given.emplace_back(run.first, run.first + run.count);
       }
     }
@@ -264,11 +268,11 @@ class Replanning {
         const auto own = std::find_if(stretches.begin(), stretches.end(),
                                       [&](const Stretch& stretch) { return stretch.trainer == to; });
         if (own != stretches.end()) {
-          added[{to, to}].push_back({own->column, run.to_column, run.first, run.count, run.blocks});
+          added[{to, to}].push_back({own->column, run.to_column, run.first, run.count, run.recipe, run.blocks});
           continue;
         }
         divide(stretches, run.first, run.count, [&](auto first, auto end, const Stretch& heir) {
-          added[{heir.trainer, to}].push_back({heir.column, run.to_column, first, end - first, run.blocks});
+          added[{heir.trainer, to}].push_back({heir.column, run.to_column, first, end - first, run.recipe, run.blocks});
         });
       }
     }
@@ -402,7 +406,7 @@ class Replanning {
       }
     };
     for (const auto& step : plan_.steps) count(step, step.box, element_bytes(step.recipe));
-    for (const auto& step : plan_.scale_steps) count(step, step.blocks, sizeof(float));
+    for (const auto& step : plan_.scale_steps) count(step, step.blocks, scale_bytes(step.recipe));
   }
 
   // The digest of all catalogs is the sum of theirs: only those that changed are read.

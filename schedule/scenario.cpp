@@ -209,12 +209,12 @@ void take(Catalog& catalog, const ModelTensor& tensor, const Box& box, Recipe re
   Entry scales;
   scales.tensor = tensor.name;
   scales.shape = grid;
-  scales.box = blocks_touched(box);
-  scales.recipe = Recipe::fp32;
+  scales.box = blocks_touched(box, recipe);
+  scales.recipe = recipe;
   scales.is_scales = true;
   entry.scales = static_cast<std::uint32_t>(catalog.entries.size() + 1);
   lay(catalog, std::move(entry), kWeights, element_bytes(recipe));
-  lay(catalog, std::move(scales), kScales, element_bytes(Recipe::fp32));
+  lay(catalog, std::move(scales), kScales, scale_bytes(recipe));
 }
 
 class PoolServers {
@@ -223,7 +223,7 @@ class PoolServers {
       : scenario_(scenario), pool_(pool), tensors_(tensors) {
     for (const auto& tensor : tensors) {
       const auto [grid, is_new] = grids_.try_emplace(tensor.shape.identity());
-      if (is_new) grid->second = block_grid(tensor.shape);
+      if (is_new) grid->second = block_grid(tensor.shape, scenario.recipe);
     }
   }
 
@@ -256,12 +256,12 @@ class PoolServers {
       const auto box = slice_of(*tensor, scenario_.model, scenario_.servers[pool_].layout, rank_of_stage);
       if (!box) continue;
       const auto recipe = recipe_of(*tensor, scenario_);
-      if (has_scales(recipe) && cuts_blocks(*box, tensor->shape)) {
+      if (has_scales(recipe) && !is_servable(*box, tensor->shape, recipe)) {
         throw Error(Code::invalid_argument,
-                    fmt::format("{}: /servers/{}/layout: the slice {} of tensor {} on {} cuts blocks of {}, and the "
-                                "recipe {} needs whole ones; lower tp or raise ep",
-                                scenario_.origin, pool_, to_string(*box), tensor->name, name_of(catalog), kBlock,
-                                to_string(recipe)));
+                    fmt::format("{}: /servers/{}/layout: the slice {} of tensor {} on {} cuts {}, and the recipe {} "
+                                "needs whole ones; lower tp or raise ep",
+                                scenario_.origin, pool_, to_string(*box), tensor->name, name_of(catalog),
+                                blocks_text(recipe), to_string(recipe)));
       }
       take(catalog, *tensor, *box, recipe, grids_.at(tensor->shape.identity()));
     }

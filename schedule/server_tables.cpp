@@ -22,8 +22,10 @@ const Box& ServerTables::box_of(const Taken& taken) const {
 }
 
 std::uint64_t ServerTables::bytes_of(const Taken& taken) const {
-  const auto recipe = taken.step < plan_.steps.size() ? plan_.steps[taken.step].recipe : Recipe::fp32;
-  return static_cast<std::uint64_t>(elements(box_of(taken))) * element_bytes(recipe);
+  const auto steps = plan_.steps.size();
+  const auto element = taken.step < steps ? element_bytes(plan_.steps[taken.step].recipe)
+                                          : scale_bytes(plan_.scale_steps[taken.step - steps].recipe);
+  return static_cast<std::uint64_t>(elements(box_of(taken))) * element;
 }
 
 std::uint32_t ServerTables::entry_of(const Taken& taken) const {

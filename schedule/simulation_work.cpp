@@ -52,6 +52,10 @@ uint64_t bytes_of(const Box& box, Recipe recipe) {
   return static_cast<uint64_t>(elements(box)) * element_bytes(recipe);
 }
 
+uint64_t bytes_of(const ScaleStep& step) {
+  return static_cast<uint64_t>(elements(step.blocks)) * scale_bytes(step.recipe);
+}
+
 // Puts of a box into an entry: one where its rows lie without gaps, else one for each row.
 uint64_t puts_of(const Box& box, const Entry& to, uint64_t element_bytes) {
   if (box.axes < 2) return 1;
@@ -114,8 +118,7 @@ class PlanReader {
     for (const auto& exchange : plan_.amax) {
       if (exchange.from == exchange.to) continue;
       for (const auto& run : exchange.runs) {
-        work_.amax_source_bytes[exchange.from] +=
-            run.count * static_cast<uint64_t>(elements(run.blocks)) * kBlock * kBlock;
+        work_.amax_source_bytes[exchange.from] += run.count * elements_measured(exchange.from, run);
       }
       work_.amax_from[exchange.to].push_back(exchange.from);
     }
@@ -124,6 +127,17 @@ class PlanReader {
   }
 
  private:
+  // What the sender reads, at most, for the maxima of one tensor of a run.
+  [[nodiscard]] uint64_t elements_measured(uint32_t trainer, const AmaxRun& run) const {
+    const auto& held = entry_of(catalogs_.trainers[trainer], run.from_column, run.first).box;
+    uint64_t count = 1;
+    for (std::size_t axis = 0; axis < run.blocks.axes; ++axis) {
+      const auto edge = block_edge(run.recipe, run.blocks.axes, axis);
+      count *= static_cast<uint64_t>(std::min(run.blocks.extent[axis] * edge, held.extent[axis]));
+    }
+    return count;
+  }
+
   void add(const Step& step) {
     const auto& from = entry_of(catalogs_.trainers[step.trainer], step.column, step.first);
     Load load;
@@ -138,9 +152,9 @@ class PlanReader {
 
   void add(const ScaleStep& step) {
     Load load;
-    load.bytes = step.count * bytes_of(step.blocks, Recipe::fp32);
+    load.bytes = step.count * bytes_of(step);
     load.scratch = load.bytes;
-    load.puts = puts_of(step, step.blocks, sizeof(float));
+    load.puts = puts_of(step, step.blocks, scale_bytes(step.recipe));
     add(step.trainer, load, step.destinations);
   }
 
@@ -202,7 +216,7 @@ std::vector<Gathered> gathered_of(const Plan& plan, const Catalogs& catalogs, co
   }
   for (const auto& step : plan.scale_steps) {
     for_each_tensor(step, [&](Gathered& tensor, const Entry&) {
-      for (const auto& to : step.destinations) tensor.server_bytes[to.server] += bytes_of(step.blocks, Recipe::fp32);
+      for (const auto& to : step.destinations) tensor.server_bytes[to.server] += bytes_of(step);
     });
   }
   std::stable_partition(tensors.begin(), tensors.end(), [](const Gathered& tensor) { return !tensor.is_expert; });

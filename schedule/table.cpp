@@ -106,12 +106,13 @@ CborJson json_of(const std::vector<TrainerStep>& steps) {
 
 CborJson json_of(const std::vector<TrainerScaleStep>& steps) {
   const auto are_alike_but_for_tensor = [](const TrainerScaleStep& a, const TrainerScaleStep& b) {
-    return a.blocks == b.blocks && a.frame == b.frame && go_alike(a.targets, b.targets);
+    return a.recipe == b.recipe && a.blocks == b.blocks && a.frame == b.frame && go_alike(a.targets, b.targets);
   };
   CborJson json = CborJson::array();
   for_each_run(steps, are_alike_but_for_tensor, [&](std::span<const TrainerScaleStep> run) {
-    json.push_back({members_of(run, &TrainerScaleStep::entry), json_of(run.front().blocks), json_of(run.front().frame),
-                    places_of(run)});
+    const auto& step = run.front();
+    json.push_back({members_of(run, &TrainerScaleStep::entry), static_cast<unsigned>(step.recipe), json_of(step.blocks),
+                    json_of(step.frame), places_of(run)});
   });
   return json;
 }
@@ -121,10 +122,11 @@ CborJson json_of(const std::vector<AmaxMessage>& messages, std::uint32_t AmaxMes
   for (const auto& message : messages) {
     CborJson parts = CborJson::array();
     for_each_run(
-        message.parts, [](const AmaxPart& a, const AmaxPart& b) { return a.blocks == b.blocks; },
+        message.parts,
+        [](const AmaxPart& a, const AmaxPart& b) { return a.recipe == b.recipe && a.blocks == b.blocks; },
         [&](std::span<const AmaxPart> run) {
           parts.push_back({members_of(run, &AmaxPart::from_entry), members_of(run, &AmaxPart::to_entry),
-                           json_of(run.front().blocks)});
+                           static_cast<unsigned>(run.front().recipe), json_of(run.front().blocks)});
         });
     json.push_back({message.*peer, std::move(parts)});
   }

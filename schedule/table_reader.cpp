@@ -100,6 +100,19 @@ class TableReader {
     return entries;
   }
 
+  Recipe recipe(const CborJson& json) const {
+    const auto number = integer(json, UINT8_MAX);
+    if (number >= kRecipeCount || !is_planned(static_cast<Recipe>(number))) {
+      fail("a recipe that this version does not know");
+    }
+    return static_cast<Recipe>(number);
+  }
+  Recipe recipe_with_scales(const CborJson& json) const {
+    const Recipe known = recipe(json);
+    if (!has_scales(known)) fail(fmt::format("scales or maxima of {}, which has none", to_string(known)));
+    return known;
+  }
+
   Box box(const CborJson& json) const {
     if (!json.is_array() || json.empty() || json.size() % 2 != 0 || json.size() > 2 * kMaxAxes) {
       fail("a box is expected: offsets, then extents");
@@ -171,9 +184,7 @@ class TableReader {
 void read_steps(TableReader& reader, const CborJson& json, TrainerTable& table) {
   reader.tuple(json, 8);
   TrainerStep step;
-  step.recipe = static_cast<Recipe>(reader.integer(json[1], UINT8_MAX));
-  if (element_bytes(step.recipe) == 0 || !is_planned(step.recipe))
-    reader.fail("a recipe that this version does not know");
+  step.recipe = reader.recipe(json[1]);
   step.box = reader.box(json[2]);
   step.frame = reader.box(json[3]);
   reader.require_within(step.box, step.frame);
@@ -196,16 +207,17 @@ void read_steps(TableReader& reader, const CborJson& json, TrainerTable& table) 
 }
 
 void read_scale_steps(TableReader& reader, const CborJson& json, TrainerTable& table) {
-  reader.tuple(json, 4);
+  reader.tuple(json, 5);
   TrainerScaleStep step;
-  step.blocks = reader.box(json[1]);
-  step.frame = reader.box(json[2]);
+  step.recipe = reader.recipe_with_scales(json[1]);
+  step.blocks = reader.box(json[2]);
+  step.frame = reader.box(json[3]);
   reader.require_within(step.blocks, step.frame);
   const auto entries = reader.own_entries(json[0], [&](const Entry& own) {
-    reader.require_within(step.blocks, blocks_touched(own.box));
-    reader.require_within(step.frame, whole(block_grid(own.shape)));
+    reader.require_within(step.blocks, blocks_touched(own.box, step.recipe));
+    reader.require_within(step.frame, whole(block_grid(own.shape, step.recipe)));
   });
-  auto targets = reader.targets(json[3], entries.size(), step.frame, element_bytes(Recipe::fp32));
+  auto targets = reader.targets(json[4], entries.size(), step.frame, scale_bytes(step.recipe));
   for (std::size_t i = 0; i < entries.size(); ++i) {
     step.entry = static_cast<std::uint32_t>(entries[i]);
     step.targets = std::move(targets[i]);
@@ -222,11 +234,12 @@ std::vector<AmaxMessage> read_messages(TableReader& reader, const CborJson& json
     const auto peer = reader.rank(item[0]);
     AmaxMessage message{outgoing ? own_rank : peer, outgoing ? peer : own_rank, {}};
     reader.each(item[1], [&](const CborJson& run) {
-      reader.tuple(run, 3);
+      reader.tuple(run, 4);
       AmaxPart part;
-      part.blocks = reader.box(run[2]);
+      part.recipe = reader.recipe_with_scales(run[2]);
+      part.blocks = reader.box(run[3]);
       const auto own = reader.own_entries(run[outgoing ? 0 : 1], [&](const Entry& entry) {
-        reader.require_within(part.blocks, blocks_touched(entry.box));
+        reader.require_within(part.blocks, blocks_touched(entry.box, part.recipe));
       });
       const auto peers = reader.numbers(run[outgoing ? 1 : 0], kMaxEntries, own.size());
       reader.count(own.size(), 1);
@@ -258,7 +271,7 @@ void read_signals(TableReader& reader, const CborJson& json, ExpectedSender& sen
     SignalExtent signal{pieces, 0};
     for (const auto end = next + pieces; next < end; ++next) {
       const auto& [entry, box] = sender.pieces[next];
-      signal.bytes += static_cast<std::uint64_t>(elements(box)) * element_bytes(reader.own().entries[entry].recipe);
+      signal.bytes += static_cast<std::uint64_t>(elements(box)) * stored_bytes(reader.own().entries[entry]);
     }
     sender.signals.push_back(signal);
   }
@@ -284,7 +297,7 @@ void read_forwarded(TableReader& reader, const CborJson& json, const ExpectedSen
       extent.box = entry.box;
       extent.byte_offset = piece.to.byte_offset = byte_offsets[i];
       extent.strides_bytes = piece.to.strides_bytes = reader.strides(run[2], entry.box.axes);
-      if (!bounding_range(extent, element_bytes(entry.recipe), INT64_MAX)) {
+      if (!bounding_range(extent, stored_bytes(entry), INT64_MAX)) {
         reader.fail("a target reaches beyond 2^63 bytes");
       }
       forward.pieces.push_back(piece);

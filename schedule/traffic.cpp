@@ -105,7 +105,7 @@ Traffic traffic_of(const Plan& plan, const Catalogs& catalogs) {
                 chunks_of(step.box, step.frame, step.recipe, plan.chunk_bytes));
     } else {
       const auto& step = plan.scale_steps[i - plan.steps.size()];
-      adder.add(step, step.blocks, sizeof(float), {step.blocks});
+      adder.add(step, step.blocks, scale_bytes(step.recipe), {step.blocks});
     }
   }
   auto traffic = adder.finish();

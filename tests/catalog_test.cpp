@@ -89,9 +89,10 @@ TEST_CASE("errors name the document, the place, the tensor and what is known ins
         "sample: /entries/2: unknown key \"byte_ofset\"; the nearest known one is \"byte_offset\"");
   CHECK(error_of("/entries/2/recipe", "bf61") ==
         "sample: /entries/2/recipe: \"bf61\" is not known; the nearest known one is \"bf16\"");
-  CHECK(error_of("/entries/2/recipe", "mxfp8_e4m3_1x32") ==
-        "sample: /entries/2/recipe: plans do not carry mxfp8_e4m3_1x32 yet (its blocks are not 128x128); there are "
-        "bf16, fp16, fp32, fp8_e4m3_128x128_fp32, fp8_e4m3_128x128_ue8m0");
+  CHECK(error_of("/entries/2/recipe", "nvfp4_e2m1_1x16") ==
+        "sample: /entries/2/recipe: plans do not carry nvfp4_e2m1_1x16 yet; there are "
+        "bf16, fp16, fp32, fp8_e4m3_128x128_fp32, fp8_e4m3_128x128_ue8m0, fp8_e4m3_tensor, fp8_e4m3_channel, "
+        "mxfp8_e4m3_1x32");
   CHECK(says(error_of("/entries/2/region", "smal"), "/entries/2/region (tensor norm): there is no region smal"));
   CHECK(says(error_of("/format", "weightcast.catalog/2"), "this version reads \"weightcast.catalog/1\" only"));
 }
@@ -107,7 +108,7 @@ TEST_CASE("boxes, extents and names that cannot be are refused") {
   CHECK(says(error_of("/entries/1/parts/1/tensor", "e0.gate"), "two tensors of one name?"));
   CHECK(says(error_of("/entries/0/parts/1/at", {384, 0}),
              "stands at 384 with 320 elements on axis 0, the memory has 640"));
-  CHECK(says(error_of("/entries/0/parts/0/extent", {100, 128}), "cuts blocks of 128 elements"));
+  CHECK(says(error_of("/entries/0/parts/0/extent", {100, 128}), "cuts blocks of 128x128"));
   CHECK(says(error_of("/entries/2/scales", 0), "the recipe bf16 has no scales"));
 }
 

@@ -1,6 +1,8 @@
 // Catalogs made in a line: trainer(0).holds("w", {8, 6}, box), server(1).takes("w", {8, 6}, box, kFp8).
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <utility>
@@ -32,15 +34,18 @@ class Rank {
     add(entry, element_bytes(recipe));
     if (!has_scales(recipe)) return *this;
     auto scales = part_of(tensor, shape, box);
-    scales.recipe = Recipe::fp32;
+    scales.recipe = recipe;
     scales.is_scales = true;
-    for (std::size_t axis = box.axes > 2 ? box.axes - 2U : 0U; axis < box.axes; ++axis) {
-      const auto end = blocks_of(box.offset[axis] + box.extent[axis]);
-      scales.shape.edit()[axis] = blocks_of(shape[axis]);
-      scales.box.offset[axis] = box.offset[axis] / kBlock;
+    const BlockShape block = block_shape(recipe);
+    for (std::size_t back = 1; back <= std::min<std::size_t>(box.axes, 2); ++back) {
+      const std::size_t axis = box.axes - back;
+      const auto edge = back == 1 ? block.cols : block.rows;
+      const auto end = (box.offset[axis] + box.extent[axis] + edge - 1) / edge;
+      scales.shape.edit()[axis] = (shape[axis] + edge - 1) / edge;
+      scales.box.offset[axis] = box.offset[axis] / edge;
       scales.box.extent[axis] = end - scales.box.offset[axis];
     }
-    add(scales, 4);
+    add(scales, scale_bytes(recipe));
     return *this;
   }
 

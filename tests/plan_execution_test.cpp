@@ -56,7 +56,7 @@ void scatter(Catalog& catalog, Random& random) {
   auto& region = catalog.regions.front();
   region.bytes = 8;  // a rank may hold nothing
   for (auto& entry : catalog.entries.edit()) {
-    const auto element = catalog.role == Role::server ? element_bytes(entry.recipe) : element_bytes(entry.source_type);
+    const auto element = catalog.role == Role::server ? stored_bytes(entry) : element_bytes(entry.source_type);
     std::vector<std::size_t> order;
     for (std::size_t axis = entry.box.axes; axis-- > 0;) order.push_back(axis);
     if (pick(random, 0, 3) == 0) std::shuffle(order.begin(), order.end(), random);
@@ -360,7 +360,7 @@ void check_server(const ServerRank& server, const std::map<std::string, Cast>& e
   for (const auto& entry : server.catalog.entries) {
     const auto& cast = expected.at(entry.tensor);
     const auto& bytes = entry.is_scales ? cast.scales : cast.values;
-    const auto element = element_bytes(entry.recipe);
+    const auto element = stored_bytes(entry);
     each_element(entry.box, [&](const Coordinates& at) {
       const auto byte = byte_at(entry, at);
       for (std::uint64_t i = 0; i < element; ++i) {

@@ -87,6 +87,44 @@ TEST_CASE("a block that straddles two shards: amax is exchanged both ways, one o
   CHECK(scales == 3);
 }
 
+TEST_CASE(
+    "where blocks span an axis every part of a tensor waits for the maxima of all, and every slice gets the scale") {
+  const std::vector<std::int64_t> shape{96, 256};
+  for (const Recipe recipe : {Recipe::fp8_e4m3_tensor, Recipe::fp8_e4m3_channel}) {
+    CAPTURE(to_string(recipe));
+    const Catalogs catalogs{
+        {trainer(0).holds("w", shape, {2, {0, 0}, {96, 80}}), trainer(1).holds("w", shape, {2, {0, 80}, {96, 176}})},
+        {server(0).takes("w", shape, {2, {0, 0}, {96, 128}}, recipe),
+         server(1).takes("w", shape, {2, {0, 128}, {96, 128}}, recipe)}};
+    const auto plan = make_plan(catalogs, {});
+    CHECK_NOTHROW(static_cast<void>(prove(plan, catalogs)));
+    for (const auto& step : plan.steps) CHECK(step.needs_amax);
+    CHECK(plan.amax.size() == 2);
+    const std::int64_t scales = recipe == Recipe::fp8_e4m3_tensor ? 1 : 96;
+    std::vector<std::int64_t> written(2);
+    for (const auto& step : plan.scale_steps) {
+      for (const auto& to : step.destinations) written[to.server] += elements(step.blocks);
+    }
+    CHECK(written == std::vector<std::int64_t>{scales, scales});
+  }
+}
+
+TEST_CASE("rows that a trainer has whole need nobody else's maxima, and scales of one byte count as such") {
+  const std::vector<std::int64_t> shape{96, 256};
+  for (const Recipe recipe : {Recipe::fp8_e4m3_channel, Recipe::mxfp8_e4m3_1x32}) {
+    CAPTURE(to_string(recipe));
+    const Catalogs catalogs{
+        {trainer(0).holds("w", shape, {2, {0, 0}, {37, 256}}), trainer(1).holds("w", shape, {2, {37, 0}, {59, 256}})},
+        {server(0).takes("w", shape, {2, {0, 0}, {96, 256}}, recipe)}};
+    const auto plan = make_plan(catalogs, {});
+    CHECK_NOTHROW(static_cast<void>(prove(plan, catalogs)));
+    for (const auto& step : plan.steps) CHECK_FALSE(step.needs_amax);
+    CHECK(plan.amax.empty());
+    const std::uint64_t scales = recipe == Recipe::mxfp8_e4m3_1x32 ? 96 * 8 : 96 * 4;
+    CHECK(plan.server_bytes == std::vector<std::uint64_t>{96 * 256 + scales});
+  }
+}
+
 TEST_CASE("errors name the tensor, the ranks, the boxes and the nearest name") {
   const Box all{2, {0, 0}, {4, 4}};
   const Box upper{2, {0, 0}, {2, 4}};

@@ -82,7 +82,7 @@ TEST_CASE("another format, model or recipe is refused with those that are known"
   CHECK(contains(refused("/model/model_type", "gpt2"), "/model/model_type: \"gpt2\" is not supported; supported are "));
   CHECK(refused("/recipe", "fp8") ==
         "scene.json: /recipe: \"fp8\" is no recipe that plans can carry; there are bf16, fp16, fp32, "
-        "fp8_e4m3_128x128_fp32, fp8_e4m3_128x128_ue8m0");
+        "fp8_e4m3_128x128_fp32, fp8_e4m3_128x128_ue8m0, fp8_e4m3_tensor, fp8_e4m3_channel, mxfp8_e4m3_1x32");
   CHECK(contains(refused(small_mixture(), "/model/decoder_sparse_step", 2), "/model/decoder_sparse_step: must be 1"));
 }
 
@@ -126,10 +126,11 @@ TEST_CASE("trainers whose key and value heads would overlap are refused") {
 }
 
 TEST_CASE("a slice to which the recipe cannot be applied is named with its tensor and server") {
-  CHECK(refused("/model/intermediate_size", 512 + 256) ==
-        "scene.json: /servers/0/layout: the slice [0:192, 0:256] of tensor model.layers.0.mlp.gate_proj.weight on "
-        "server 0 (replica 0) cuts blocks of 128, and the recipe fp8_e4m3_128x128_fp32 needs whole ones; lower tp or "
-        "raise ep");
+  CHECK(
+      refused("/model/intermediate_size", 512 + 256) ==
+      "scene.json: /servers/0/layout: the slice [0:192, 0:256] of tensor model.layers.0.mlp.gate_proj.weight on "
+      "server 0 (replica 0) cuts blocks of 128x128, and the recipe fp8_e4m3_128x128_fp32 needs whole ones; lower tp or "
+      "raise ep");
   auto scene = small_scene();
   scene["model"]["intermediate_size"] = 512 + 256;
   CHECK(refused(scene, "/recipe", "bf16") == "accepted");

@@ -80,13 +80,13 @@ inline World world() {
       {1, 0, 0, 1, {2, {144, 128}, {112, 128}}, kFp8, right, to(1, 0), 1, true, 0},
   };
   w.plan.scale_steps = {
-      {0, 0, 0, 1, {2, {0, 0}, {1, 2}}, blocks, to(0, 1)},
-      {1, 0, 0, 1, {2, {1, 0}, {1, 2}}, blocks, to(0, 1)},
-      {1, 0, 0, 1, {2, {1, 1}, {1, 1}}, right_blocks, to(1, 1)},
-      {0, 0, 0, 1, {2, {0, 1}, {1, 1}}, right_blocks, to(1, 1)},
+      {0, 0, 0, 1, kFp8, {2, {0, 0}, {1, 2}}, blocks, to(0, 1)},
+      {1, 0, 0, 1, kFp8, {2, {1, 0}, {1, 2}}, blocks, to(0, 1)},
+      {1, 0, 0, 1, kFp8, {2, {1, 1}, {1, 1}}, right_blocks, to(1, 1)},
+      {0, 0, 0, 1, kFp8, {2, {0, 1}, {1, 1}}, right_blocks, to(1, 1)},
   };
   const Box second_row{2, {1, 0}, {1, 2}};
-  w.plan.amax = {{0, 1, {{0, 0, 0, 1, second_row}}}, {1, 0, {{0, 0, 0, 1, second_row}}}};
+  w.plan.amax = {{0, 1, {{0, 0, 0, 1, kFp8, second_row}}}, {1, 0, {{0, 0, 0, 1, kFp8, second_row}}}};
   w.plan.trainer_bytes = {144 * 256 + 144 * 128 + 128 + 8 + 4, 112 * 256 + 112 * 128 + 8 + 4};
   w.plan.server_bytes = {65536 + 128 + 16, 32768 + 8};
   w.plan.server_loads = {{.nic_in = 65536 + 128 + 16}, {.nic_in = 32768 + 8}};

@@ -19,15 +19,15 @@ namespace {
 
 using TableBytes = std::vector<std::uint8_t>;
 
-Catalogs two_by_two() {
+Catalogs two_by_two(Recipe recipe = kFp8) {
   const Box upper{2, {0, 0}, {144, 256}};
   const Box lower{2, {144, 0}, {144, 256}};
   const Box left{2, {0, 0}, {288, 128}};
   const Box right{2, {0, 128}, {288, 128}};
   return {{trainer(0).holds("w", {288, 256}, upper).holds("norm", {256}, {1, {0}, {256}}),
            trainer(1).holds("w", {288, 256}, lower).holds("norm", {256}, {1, {0}, {256}})},
-          {server(0).takes("w", {288, 256}, left, kFp8).takes("norm", {256}, {1, {0}, {256}}),
-           server(1).takes("w", {288, 256}, right, kFp8).takes("norm", {256}, {1, {0}, {256}})}};
+          {server(0).takes("w", {288, 256}, left, recipe).takes("norm", {256}, {1, {0}, {256}}),
+           server(1).takes("w", {288, 256}, right, recipe).takes("norm", {256}, {1, {0}, {256}})}};
 }
 
 std::string golden(const std::string& name) {
@@ -80,6 +80,23 @@ TEST_CASE("a table that was encoded is decoded as it was, and looks as documente
   CHECK(text_of(encode(server_table(plan, catalogs, 1))) == golden("server_table.cbor"));
 }
 
+TEST_CASE("tables carry every recipe whose blocks have scales, of four bytes or of one") {
+  for (const Recipe recipe : {kFp8, Recipe::fp8_e4m3_tensor, Recipe::fp8_e4m3_channel, Recipe::mxfp8_e4m3_1x32}) {
+    CAPTURE(to_string(recipe));
+    const auto catalogs = two_by_two(recipe);
+    const auto plan = make_plan(catalogs, {4096, {}});
+    std::size_t scale_steps = 0;
+    for (std::uint32_t rank = 0; rank < 2; ++rank) {
+      const auto sends = trainer_table(plan, catalogs, rank);
+      scale_steps += sends.scale_steps.size();
+      CHECK(decode_trainer_table(encode(sends), catalogs.trainers[rank]) == sends);
+      const auto receives = server_table(plan, catalogs, rank);
+      CHECK(decode_server_table(encode(receives), catalogs.servers[rank]) == receives);
+    }
+    CHECK(scale_steps >= 2);  // each server takes some
+  }
+}
+
 TEST_CASE("a truncated table is refused, a damaged one refused or understood, never more") {
   const auto catalogs = two_by_two();
   const auto plan = make_plan(catalogs, {4096, {}});
@@ -102,14 +119,16 @@ TEST_CASE("a table of another rank or version, with foreign boxes or deep nestin
     json.at(nlohmann::json::json_pointer(pointer)) = value;
     return is_refused(nlohmann::json::to_cbor(json), decode);
   };
-  CHECK(changed("/format", "weightcast.trainer_table/1"));
+  CHECK(changed("/format", "weightcast.trainer_table/2"));
   CHECK(changed("/steps/0/0", {99}));
   CHECK(changed("/steps/0/0", nlohmann::json::array()));
   CHECK(changed("/steps/0/2/0", 1000));
   CHECK(changed("/steps/0/6", 1000));
   CHECK(changed("/steps/0/7", nlohmann::json::array()));
   CHECK(changed("/steps/0/7/0/2/0", std::uint64_t{1} << 63));
+  CHECK(changed("/scale_steps/0/1", static_cast<unsigned>(Recipe::bf16)));
   CHECK(changed("/amax_in/0/1/0/1", {99}));
+  CHECK(changed("/amax_in/0/1/0/2", static_cast<unsigned>(Recipe::bf16)));
   const auto servers = [](std::uint64_t first, std::uint64_t step, std::uint64_t count) {
     return nlohmann::json::array({nlohmann::json::array({first, step, count})});
   };
@@ -149,7 +168,7 @@ TEST_CASE("a pair signals after every MiB, or after a sixteenth of its bytes whe
 }
 
 TEST_CASE("a trainer and a server derive the same signals, each from its own table") {
-  const Catalogs catalogs = two_by_two();
+  const Catalogs catalogs = two_by_two(Recipe::mxfp8_e4m3_1x32);  // scales are bytes
   const Plan plan = make_plan(catalogs, {});
   for (std::uint32_t rank = 0; rank < 2; ++rank) {
     const TrainerTable table = trainer_table(plan, catalogs, rank);
@@ -161,7 +180,7 @@ TEST_CASE("a trainer and a server derive the same signals, each from its own tab
         }
       };
       for (const auto& step : table.steps) add(step.targets, step.box, element_bytes(step.recipe));
-      for (const auto& step : table.scale_steps) add(step.targets, step.blocks, sizeof(float));
+      for (const auto& step : table.scale_steps) add(step.targets, step.blocks, scale_bytes(step.recipe));
       for (const ExpectedSender& sender : server_table(plan, catalogs, to).senders) {
         if (sender.rank == rank) CHECK(sender.signals == signals_of(sent));
       }

@@ -84,9 +84,11 @@ PinnedBuffer::PinnedBuffer(std::uint64_t bytes) : bytes_(bytes) {
 void PinnedBuffer::free(std::byte* memory) noexcept { cuda_driver().pinned_free(memory); }
 
 void copy_async(std::byte* to, const std::byte* from, std::uint64_t bytes, const CudaStream& stream) {
+  if (bytes == 0) return;
   check_cuda(cuda_driver().copy_async(address_of(to), address_of(from), bytes, stream.get()), "copying");
 }
 void fill_async(std::byte* memory, std::byte value, std::uint64_t bytes, const CudaStream& stream) {
+  if (bytes == 0) return;  // the driver refuses null addresses
   check_cuda(cuda_driver().fill_async(address_of(memory), static_cast<unsigned char>(value), bytes, stream.get()),
              "filling memory");
 }

@@ -27,6 +27,11 @@ def common_elements(a, b):
     )
 
 
+def stored_bytes(entry):
+    """Of one value, or one scale."""
+    return 4 if entry.get("is_scales") else ELEMENT_BYTES[entry["recipe"]]
+
+
 def loads_of(trainers, servers):
     """Bytes that exactly these trainers hold, each by itself: {trainers: bytes}. Scales go with whom the planner likes."""
     shards = collections.defaultdict(lambda: collections.defaultdict(set))
@@ -58,7 +63,7 @@ def least_seconds_out(loads, trainers, trainer_gbs):
 
 
 def seconds_in(servers, server_gbs):
-    taken = [sum(math.prod(box_of(e)[1]) * ELEMENT_BYTES[e["recipe"]] for e in s["entries"]) for s in servers]
+    taken = [sum(math.prod(box_of(e)[1]) * stored_bytes(e) for e in s["entries"]) for s in servers]
     return max(taken) / server_gbs / 1e9
 
 

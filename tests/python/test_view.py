@@ -20,7 +20,7 @@ TABLE = {
     "bound": {"seconds": 0.002, "set_by": "server 0 in, 3.0 MB"},
 }
 STEP = {"trainer": 0, "recipe": "bf16", "count": 1, "box": "[4:8, 0:8]", "destinations": [{"server": 0}, {"server": 1}]}
-SCALES = {"trainer": 1, "count": 5, "blocks": "[0:1]", "destinations": [{"server": 1}]}
+SCALES = {"trainer": 1, "recipe": "fp8_e4m3_128x128_fp32", "count": 5, "blocks": "[0:1]", "destinations": [{"server": 1}]}
 PLAN = {"steps": [STEP], "scale_steps": [SCALES], "trainer_bytes": [128, 20], "server_bytes": [64, 84]}
 
 

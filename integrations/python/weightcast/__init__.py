@@ -23,7 +23,21 @@ from .abi import (
     library_version,
     set_log,
 )
-from .catalog import FP8_BLOCK, FP8_BLOCK_UE8M0, Parameter, Part, Rule, Scales, Shard, parameters_of, server_catalog, trainer_catalog
+from .catalog import (
+    FP8_BLOCK,
+    FP8_BLOCK_UE8M0,
+    FP8_CHANNEL,
+    FP8_TENSOR,
+    MXFP8,
+    Parameter,
+    Part,
+    Rule,
+    Scales,
+    Shard,
+    parameters_of,
+    server_catalog,
+    trainer_catalog,
+)
 from .controller import Controller
 from .server import Server, State
 from .trainer import Trainer
@@ -31,6 +45,9 @@ from .trainer import Trainer
 __all__ = [
     "FP8_BLOCK",
     "FP8_BLOCK_UE8M0",
+    "FP8_CHANNEL",
+    "FP8_TENSOR",
+    "MXFP8",
     "Aborted",
     "Controller",
     "Corrupted",

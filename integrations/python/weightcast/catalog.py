@@ -16,8 +16,13 @@ from . import memory
 FORMAT = "weightcast.catalog/1"
 FP8_BLOCK = "fp8_e4m3_128x128_fp32"
 FP8_BLOCK_UE8M0 = "fp8_e4m3_128x128_ue8m0"  # scales are powers of two
-_BLOCKED = (FP8_BLOCK, FP8_BLOCK_UE8M0)
-BLOCK = 128  # edge of a quantisation block, in elements
+FP8_TENSOR = "fp8_e4m3_tensor"
+FP8_CHANNEL = "fp8_e4m3_channel"
+MXFP8 = "mxfp8_e4m3_1x32"  # scales are E8M0 bytes
+BLOCK = 128  # edge of a quantisation block of FP8_BLOCK, in elements
+# Rows and columns that share a scale; None: all of the axis.
+_BLOCKS = {FP8_BLOCK: (BLOCK, BLOCK), FP8_BLOCK_UE8M0: (BLOCK, BLOCK), FP8_TENSOR: (None, None), FP8_CHANNEL: (1, None),
+           MXFP8: (1, 32)}  # fmt: skip
 
 Shape = tuple[int, ...]
 Manifest = Mapping[str, Shape]  # checkpoint tensor -> shape
@@ -41,7 +46,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Scales:
-    """The array of a parameter's scales: FP32, one per block."""
+    """The array of a parameter's scales, one per block: E8M0 bytes of MXFP8, else FP32."""
 
     name: str
     shape: Shape
@@ -68,7 +73,8 @@ class Rule:
     """How checkpoint tensors become a parameter; `{}` stands for the same text in every name.
 
     The tensors are stacked along the first axis in the order given, each divided along axis `split` over the ranks of
-    a replica (None: every rank holds all of it).
+    a replica (None: every rank holds all of it). The scales are an array of their own, `PARAMETER_scale_inv` of block
+    recipes and `PARAMETER_scale` of FP8_TENSOR (a row for each tensor) and FP8_CHANNEL (a row for each row).
     """
 
     tensors: tuple[str, ...]
@@ -131,17 +137,21 @@ def _stack(rule: Rule, name: str, tensors: Sequence[str], manifest: Manifest, ra
         except ValueError as error:
             raise ValueError(f"tensor {tensor!r} for parameter {name!r}: {error}") from None
         columns = (0,) * (len(shape) - 1)
-        scales_at = (scale_rows, *columns) if rule.recipe in _BLOCKED else None
+        scales_at = (scale_rows, *columns) if rule.recipe in _BLOCKS else None
         parts.append(Part(tensor, shape, offset, extent, (rows, *columns), scales_at))
         rows += extent[0]
-        scale_rows += _blocks(extent)[0]  # a ragged last block takes a row of scales of its own
+        scale_rows += _blocks(extent, rule.recipe)[0]  # a ragged last block takes a row of scales of its own
     rest = parts[0].extent[1:]
-    scales = Scales(f"{name}_scale_inv", (scale_rows, *_blocks(rest))) if rule.recipe in _BLOCKED else None
+    scales = None
+    if rule.recipe in _BLOCKS:
+        suffix = "_scale" if rule.recipe in (FP8_TENSOR, FP8_CHANNEL) else "_scale_inv"
+        scales = Scales(name + suffix, (scale_rows, *_blocks(parts[0].extent, rule.recipe)[1:]))
     return Parameter(name, (rows, *rest), rule.recipe, tuple(parts), scales)
 
 
-def _blocks(extent: Shape) -> Shape:
-    return tuple(-(-n // BLOCK) for n in extent)
+def _blocks(extent: Shape, recipe: str) -> Shape:
+    edges = ((1,) * len(extent) + _BLOCKS.get(recipe, (1, 1)))[-len(extent) :]
+    return tuple(-(-n // edge) if edge else 1 for n, edge in zip(extent, edges, strict=True))
 
 
 def server_catalog(rank: int, replica: int, parameters: Sequence[Parameter], arrays: Mapping[str, Any]) -> dict:
@@ -151,7 +161,7 @@ def server_catalog(rank: int, replica: int, parameters: Sequence[Parameter], arr
         entry = {"parameter": parameter.name, "recipe": parameter.recipe, "landing": parameter.landing}
         entry |= _array_of(parameter.name, parameter.shape, parameter.recipe, arrays, regions)
         if scales := parameter.scales:
-            entry["scales"] = _array_of(scales.name, scales.shape, "fp32", arrays, regions)
+            entry["scales"] = _array_of(scales.name, scales.shape, "e8m0" if parameter.recipe == MXFP8 else "fp32", arrays, regions)
         entry["parts"] = [{key: value for key, value in vars(part).items() if value is not None} for part in parameter.parts]
         entries.append(entry)
     return _catalog("server", rank, replica, regions, entries)

@@ -7,21 +7,27 @@ from typing import Any
 
 import numpy as np
 
-# Names of element types as the core spells them; `uint16` and `uint8` are how NumPy carries BF16 and FP8 without ml_dtypes.
+# Names of element types as the core spells them; `uint16` and `uint8` are how NumPy carries BF16 and FP8 (and scales of one
+# byte) without ml_dtypes.
 _DTYPES = {
     "bfloat16": "bf16",
     "uint16": "bf16",
     "float16": "fp16",
     "float32": "fp32",
     "float8_e4m3fn": "fp8_e4m3",
-    "uint8": "fp8_e4m3",
+    "float8_e8m0fnu": "e8m0",
+    "uint8": "byte",
 }
 DTYPES_OF_RECIPE = {
     "bf16": {"bf16"},
     "fp16": {"fp16"},
     "fp32": {"fp32"},
-    "fp8_e4m3_128x128_fp32": {"fp8_e4m3"},
-    "fp8_e4m3_128x128_ue8m0": {"fp8_e4m3"},
+    "fp8_e4m3_128x128_fp32": {"fp8_e4m3", "byte"},
+    "fp8_e4m3_128x128_ue8m0": {"fp8_e4m3", "byte"},
+    "fp8_e4m3_tensor": {"fp8_e4m3", "byte"},
+    "fp8_e4m3_channel": {"fp8_e4m3", "byte"},
+    "mxfp8_e4m3_1x32": {"fp8_e4m3", "byte"},
+    "e8m0": {"e8m0", "byte"},
 }
 
 

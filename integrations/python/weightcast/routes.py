@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 
-ELEMENT_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp8_e4m3_128x128_fp32": 1, "fp8_e4m3_128x128_ue8m0": 1}
+VALUE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}  # others: 1
+SCALE_BYTES = {"mxfp8_e4m3_1x32": 1}  # others: 4
 MOST_RIBBONS = 12  # ranks on a side; more are drawn as a heat map
 GAP = 0.03  # between neighbours on a side, of the whole height
 BAR = 0.035
@@ -80,9 +81,9 @@ def _of_table(table: dict) -> Routes:
 
 def _of_plan(plan: dict) -> Routes:
     count: Counter[tuple[int, int]] = Counter()
-    for kind, box, element_bytes in (("steps", "box", None), ("scale_steps", "blocks", 4)):
+    for kind, box, bytes_of, others in (("steps", "box", VALUE_BYTES, 1), ("scale_steps", "blocks", SCALE_BYTES, 4)):
         for step in plan[kind]:
-            bytes_ = step["count"] * (element_bytes or ELEMENT_BYTES[step["recipe"]])
+            bytes_ = step["count"] * bytes_of.get(step["recipe"], others)
             for begin, end in re.findall(r"(\d+):(\d+)", step[box]):
                 bytes_ *= int(end) - int(begin)
             for destination in step["destinations"]:
