@@ -150,7 +150,8 @@ class ControllerCore {
   void check_progress();
   void commit_replica(std::uint32_t replica);
   void drop_replica(std::uint32_t replica, std::uint32_t lost_rank, const std::string& why);
-  void starve(std::uint32_t replica, std::uint32_t lost_rank, const std::string& why);
+  [[nodiscard]] std::map<std::uint32_t, std::uint32_t> starved_by(std::uint32_t replica, std::uint32_t lost_rank) const;
+  [[nodiscard]] bool can_be_sent_again() const;
   void abort_update(Code code, const std::string& text, bool again = false);
   void check_quiesced();
   [[nodiscard]] bool passes_on(const RankKey& key) const;

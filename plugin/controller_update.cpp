@@ -205,7 +205,10 @@ void ControllerCore::drop_replica(std::uint32_t replica, std::uint32_t lost_rank
     return std::any_of(drop.servers.begin(), drop.servers.end(),
                        [&](std::uint32_t rank) { return feed.second.contains(rank); });
   });
-  if (!update_->gone && is_fed) {
+  const auto starved = starved_by(replica, lost_rank);
+  // As long as no trainer has let its source go and nobody has been told to commit, the version is sent again by a plan
+  // without this replica. Nobody is told to drop it first: a trainer might be done then, and let its source go.
+  if ((!update_->gone && is_fed) || (!starved.empty() && can_be_sent_again())) {
     abort_update(Code::aborted, fmt::format("{}; version {} is sent again, without it", why, update_->version), true);
     return;
   }
@@ -213,13 +216,16 @@ void ControllerCore::drop_replica(std::uint32_t replica, std::uint32_t lost_rank
   each_active(Role::server, [&](const RankKey& key, const Member& member) {
     if (passes_on(key) && takes_part(member)) send(member, drop);
   });
-  starve(replica, lost_rank, why);
+  for (const auto& [fed, rank] : starved) {
+    if (!in_update() || !update_->replicas.contains(fed)) continue;
+    drop_replica(fed, rank, fmt::format("{}, which passed it on to server {}", why, rank));
+  }
 }
 
-// What a replica that is out was to pass on does not come. As long as no trainer has let its source go and nobody has
-// been told to commit, the version is tried again by a plan without that replica; later, those it fed are out too.
-void ControllerCore::starve(std::uint32_t replica, std::uint32_t lost_rank, const std::string& why) {
-  std::map<std::uint32_t, std::uint32_t> starved;  // replicas, with a server of each that has not got everything
+// The replicas that get nothing more, since this one was to pass it on, with a server of each.
+std::map<std::uint32_t, std::uint32_t> ControllerCore::starved_by(std::uint32_t replica,
+                                                                  std::uint32_t lost_rank) const {
+  std::map<std::uint32_t, std::uint32_t> starved;
   for (const auto& [from, fed] : feeds_) {
     const auto source = members_.find({Role::server, from});
     const bool is_out = source == members_.end() ? from == lost_rank : source->second.catalog.replica == replica;
@@ -230,21 +236,14 @@ void ControllerCore::starve(std::uint32_t replica, std::uint32_t lost_rank, cons
       starved.emplace(it->second.catalog.replica, rank);
     }
   }
-  if (starved.empty()) return;
-  bool too_late = false;
-  each_active(Role::trainer, [&](const RankKey&, const Member& member) { too_late = too_late || member.sent; });
-  each_active(Role::server, [&](const RankKey&, const Member& member) { too_late = too_late || member.commit_told; });
-  if (!too_late) {
-    abort_update(
-        Code::aborted,
-        fmt::format("{}; it was to pass version {} on: the version is sent again, without it", why, update_->version),
-        true);
-    return;
-  }
-  for (const auto& [fed, rank] : starved) {
-    if (!in_update() || !update_->replicas.contains(fed)) continue;
-    drop_replica(fed, rank, fmt::format("{}, which passed it on to server {}", why, rank));
-  }
+  return starved;
+}
+
+bool ControllerCore::can_be_sent_again() const {
+  return std::none_of(members_.begin(), members_.end(), [](const auto& item) {
+    const Member& member = item.second;
+    return member.active && (member.join.role == Role::trainer ? member.sent : member.commit_told);
+  });
 }
 
 void ControllerCore::abort_update(Code code, const std::string& text, bool again) {

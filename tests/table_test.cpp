@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "schedule/planner.h"
+#include "schedule/server_tables.h"
 #include "schedule/strict_json.h"
 #include "tests/made_catalog.h"
 #include "tests/scenario_files.h"
@@ -146,12 +147,13 @@ TEST_CASE("tensors that repeat are written once: no table of Kimi-K2 takes more 
   constexpr std::size_t kMostBytes = std::size_t{512} << 10;
   for (const bool relay : {false, true}) {
     const auto plan = make_plan(catalogs, topology_of(scenario), {.relay = relay});
+    const ServerTables servers(plan, catalogs);
     for (const std::uint32_t rank : {0, 15, 127}) {  // of both stages; some take embeddings
       CAPTURE(rank);
       const auto sends = trainer_table(plan, catalogs, rank);
       CHECK(encode(sends).size() <= kMostBytes);
       CHECK(decode_trainer_table(encode(sends), catalogs.trainers[rank]) == sends);
-      const auto receives = server_table(plan, catalogs, rank);
+      const auto receives = servers.of(rank);
       CHECK(encode(receives).size() <= kMostBytes);
       CHECK(decode_server_table(encode(receives), catalogs.servers[rank]) == receives);
     }

@@ -3,7 +3,7 @@
 import signal
 
 import pytest
-from fault_cluster import cluster, configuration
+from fault_cluster import Failure, cluster, configuration
 
 BIG = {"embed": (8192, 1024), "mlp": (512, 1024)}  # 17 MiB, in small puts over TCP: there is a middle to hit
 SLOW = {"performance": {"chunk_bytes": 4096, "window": 1}, "fabric": {"same_host_shortcuts": False}}
@@ -68,8 +68,10 @@ def test_what_a_stopped_server_had_begun_to_pass_on_never_lands_in_a_later_versi
         starved_of(run, 2)
         run.signal("server 1", signal.SIGSTOP)
         run.signal("trainer 1", signal.SIGCONT)
-        for name in run.trainers:
-            assert run.take(name, "update")["replicas_committed"] == [0]
+        for name in run.trainers:  # sent again to server 0 alone, unless closing what leads to server 1 takes too long
+            report = run.take(name, "update")
+            assert isinstance(report, Failure) or report["replicas_committed"] == [0], report
+        run.until("the others are connected", lambda: run.ask("controller", "status")["state"] == "idle")
         run.update(3)
         run.assert_hold(3, "server 0")
         run.signal("server 1", signal.SIGCONT)
