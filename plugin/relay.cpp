@@ -106,6 +106,7 @@ void Relay::begin(std::uint64_t version, std::uint64_t token) {
   deadline_ = Deadline::after(Milliseconds(config_.times.update_ms));
   bytes_done_ = 0;
   ready_.clear();
+  for (Job& job : jobs_) job.is_ready = false;
   taken_ = 0;
   failure_ = closed_ ? Status(Code::aborted, "the server is being closed") : Status();
   stopped_ = closed_;
@@ -122,6 +123,8 @@ void Relay::verified(const Signal& signal, std::span<const Digest> digests) {
     if (signal.token != token_ || stopped_ || known == signals_.end()) return;
     const auto [first, end] = known->second[signal.ordinal];
     for (std::size_t job = first; job < end; ++job) {
+      // A signal that comes twice, from a port that authenticates nobody, is passed on once.
+      if (std::exchange(jobs_[job].is_ready, true)) continue;
       jobs_[job].digest = digests[job - first];
       ready_.push_back(job);
     }

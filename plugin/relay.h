@@ -76,7 +76,8 @@ class Relay {
     std::uint32_t ordinal = 0;
     std::uint64_t bytes = 0;
     std::vector<Run> runs;
-    Digest digest = 0;  // of the attempt
+    Digest digest = 0;  // of the attempt, as the next
+    bool is_ready = false;
   };
   struct Known {            // of one signal of a sender
     std::size_t first = 0;  // of jobs_
