@@ -77,7 +77,7 @@ else
   done
   # One trainer, two replicas: put to both, or passed on by each to the other as the plan says.
   for way in replicas relay; do
-    run "update_$way" 120 "$python" bench/multi_gpu/update.py --trainers 0 --servers "$last" "$second" --gb 8 \
+    run "update_$way" 120 "$python" bench/multi_gpu/update.py --trainers 0 --servers "$last" "$second" --gb 16 \
       --layout replicas $([ $way = relay ] && echo --relay) --json "$parts/update_$way.json"
   done
   run update_most 180 "$python" bench/multi_gpu/update.py --trainers $trainers --servers $servers --gb $most_gb \

@@ -118,6 +118,8 @@ class Sender final : public GpuRing::Work {
     scales_ = connection.fabric->register_memory({weights.scales.get(), weights.scales.bytes(), MemoryKind::cuda});
     for (std::size_t mark = 0; mark < 4 * batches_.size() + 1; ++mark) marks_.emplace_back(CudaEvent::Kind::timed);
   }
+  Sender(const Sender&) = delete;
+  Sender& operator=(const Sender&) = delete;
   ~Sender() override {
     connection_.fabric->release(region_);
     connection_.fabric->release(scales_);

@@ -1,8 +1,8 @@
 // The ring of scratch slots through which a GPU's batches go: cast into one slot while others are on the wire.
 //
-//   enqueue(batch, slot, stream)   copies and casts into the slot; enqueues only, and returns the stream that it ends
-//   on event                          recorded behind it, and polled by the one thread that runs run() deliver(batch,
-//   slot)           the slot's bytes are there: put them
+// - enqueue(batch, slot, stream) copies and casts into the slot: it only enqueues, and returns the stream it ends on.
+// - The event that is recorded behind it is polled by the one thread that runs run().
+// - deliver(batch, slot) puts what the slot holds then.
 //
 // UCX does not order itself behind a CUDA stream, so a put may only be made once the event says that the cast has
 // ended. No stream is synchronised. Batch i uses slot i modulo slots, so what a batch needs can be laid out beforehand.

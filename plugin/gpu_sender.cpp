@@ -85,9 +85,7 @@ void GpuSender::adopt() {
   batches_.clear();
   find_stored_to();
   lay_out_grids();
-  lay_out_batches(0, pipeline_.first_straddling_);
-  first_straddling_ = batches_.size();
-  lay_out_batches(pipeline_.first_straddling_, pipeline_.chunks_.size());
+  lay_out_batches();
   std::size_t most = 1;
   for (const Batch& batch : batches_) most = std::max(most, batch.parts.size());
   findings_.clear();
@@ -110,16 +108,26 @@ void GpuSender::lay_out_grids() {
   maxima_host_ = PinnedBuffer(blocks * sizeof(float));
 }
 
+// Those that need other trainers' maxima are not first, when they would wait for them, and not last, when nothing else
+// would be on the wire while the maxima go to the device.
+void GpuSender::lay_out_batches() {
+  const std::size_t straddling = pipeline_.first_straddling_;
+  const std::size_t before = straddling * 3 / 4;
+  lay_out_batches(0, before);
+  first_straddling_ = straddling < pipeline_.chunks_.size() ? batches_.size() : SIZE_MAX;
+  lay_out_batches(straddling, pipeline_.chunks_.size());
+  lay_out_batches(before, straddling);
+}
+
 // Chunks in their order, as many to a batch as a slot holds; a batch is all of one recipe.
 void GpuSender::lay_out_batches(std::size_t first_chunk, std::size_t end_chunk) {
-  const std::size_t first_batch = batches_.size();
   Batch batch;
   std::uint64_t filled = 0;
   bool as_it_is = false;
   Recipe recipe = Recipe::bf16;
   const auto finish = [&] {
     if (batch.parts.empty()) return;
-    finish_batch(std::exchange(batch, Batch{}), as_it_is, recipe, (batches_.size() - first_batch) % ring_.slots());
+    finish_batch(std::exchange(batch, Batch{}), as_it_is, recipe, batches_.size() % ring_.slots());
     filled = 0;
   };
   for (std::size_t chunk = first_chunk; chunk < end_chunk; ++chunk) {
@@ -303,25 +311,15 @@ void GpuSender::send() {
     for (Tally& puts : puts_) puts.reset();
     measure_all();
     if (!pipeline_.stopped()) send_amax();
-    run(0, first_straddling_);
-    if (first_straddling_ < batches_.size() && !pipeline_.stopped()) {
-      pipeline_.receive_amax();
-      upload_foreign();
-      run(first_straddling_, batches_.size());
+    const Status status = ring_.run(batches_.size(), *this, pipeline_.deadline_);
+    if (!status.ok()) {
+      pipeline_.fail(Status(status.code(), fmt::format("{}, version {}: {}", name_of(pipeline_.catalog_),
+                                                       pipeline_.version_, status.message())));
     }
     if (!pipeline_.stopped()) send_scales();
   } catch (const Error& error) {
     pipeline_.fail(Status(error.code(), fmt::format("{}, version {}: {}", name_of(pipeline_.catalog_),
                                                     pipeline_.version_, error.what())));
-  }
-}
-
-void GpuSender::run(std::size_t first, std::size_t end) {
-  first_of_run_ = first;
-  const Status status = ring_.run(end - first, *this, pipeline_.deadline_);
-  if (!status.ok()) {
-    pipeline_.fail(Status(status.code(), fmt::format("{}, version {}: {}", name_of(pipeline_.catalog_),
-                                                     pipeline_.version_, status.message())));
   }
 }
 
@@ -334,7 +332,11 @@ bool GpuSender::is_free(std::size_t slot) {
 }
 
 const CudaStream& GpuSender::enqueue(std::size_t batch, std::size_t slot, const CudaStream& stream) {
-  const Batch& work = batches_[first_of_run_ + batch];
+  if (batch == first_straddling_) {
+    pipeline_.receive_amax();
+    upload_foreign();
+  }
+  const Batch& work = batches_[batch];
   GpuFindings& findings = *findings_[slot];
   findings.clear(stream);
   if (work.cast) work.cast->launch(stream, pipeline_.version_, findings);
@@ -348,7 +350,7 @@ const CudaStream& GpuSender::enqueue(std::size_t batch, std::size_t slot, const 
 }
 
 void GpuSender::deliver(std::size_t batch, std::size_t slot) {
-  const Batch& work = batches_[first_of_run_ + batch];
+  const Batch& work = batches_[batch];
   const GpuFindings& findings = *findings_[slot];
   const auto job_of = [&](const Part& part) -> const Pipeline::StepJob& {
     return pipeline_.jobs_[pipeline_.chunks_[part.chunk].job];
@@ -394,7 +396,7 @@ void GpuSender::measure_all() {
     of_recipe.findings->fetch(stream_);
   }
   copy_async(outgoing_host_.get(), outgoing_.get(), outgoing_.bytes(), stream_);
-  copy_async(maxima_host_.get(), maxima_.get(), maxima_.bytes(), stream_);
+  if (!pipeline_.spanning_.empty()) copy_async(maxima_host_.get(), maxima_.get(), maxima_.bytes(), stream_);
   if (!await_stream()) return;
   for (const auto& [recipe, of_recipe] : measuring_) {
     if (!of_recipe.findings->found_bad()) continue;
@@ -402,6 +404,7 @@ void GpuSender::measure_all() {
     pipeline_.fail_bad_value(key.first, recipe, view, of_recipe.findings->bad_value(view.cols));
     return;
   }
+  if (pipeline_.spanning_.empty()) return;
   for (auto& [key, grid] : pipeline_.grids_) {
     if (!spans_an_axis(key.second)) continue;
     std::memcpy(grid.own.data(), maxima_host_.get() + grids_.at(key) * sizeof(float), grid.own.size() * sizeof(float));
@@ -433,6 +436,7 @@ void GpuSender::send_amax() {
 
 void GpuSender::upload_foreign() {
   for (const auto& [key, grid] : pipeline_.grids_) {
+    if (!grid.is_exchanged) continue;
     auto* values = reinterpret_cast<float*>(maxima_host_.get()) + grids_.at(key);
     const bool is_measured = spans_an_axis(key.second);
     for (std::size_t at = 0; at < grid.foreign.size(); ++at) {

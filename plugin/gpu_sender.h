@@ -81,6 +81,7 @@ class GpuSender final : private GpuRing::Work {
 
   void find_stored_to();
   void lay_out_grids();
+  void lay_out_batches();
   void lay_out_batches(std::size_t first_chunk, std::size_t end_chunk);
   void finish_batch(Batch batch, bool as_it_is, Recipe recipe, std::size_t slot);
   [[nodiscard]] GpuCastJob cast_job(const Part& part, std::size_t slot, std::uint32_t number) const;
@@ -88,7 +89,6 @@ class GpuSender final : private GpuRing::Work {
   void lay_out_gathering(std::vector<GpuRun> rows);
   void lay_out_measuring();
   void require_measurable(std::uint32_t entry, Recipe recipe) const;
-  void run(std::size_t first, std::size_t end);
   void measure_all();
   void send_amax();
   void send_scales();
@@ -112,8 +112,7 @@ class GpuSender final : private GpuRing::Work {
 
   // ---- set by adopt() ----
   std::vector<Batch> batches_;
-  std::size_t first_straddling_ = 0;  // batch
-  std::size_t first_of_run_ = 0;
+  std::size_t first_straddling_ = 0;                    // batch; SIZE_MAX: none
   std::vector<std::size_t> stored_to_;                  // servers, by group of the stores
   std::vector<std::unique_ptr<GpuFindings>> findings_;  // by slot
   std::map<Pipeline::GridKey, std::uint64_t> grids_;    // where their blocks begin in scales_ and maxima_, in values

@@ -103,7 +103,7 @@ void Pipeline::reset_for(std::uint64_t version, std::uint64_t token) {
   }
   for (auto& [key, grid] : grids_) {
     std::fill(grid.own.begin(), grid.own.end(), 0.0F);
-    std::fill(grid.foreign.begin(), grid.foreign.end(), 0.0F);
+    if (grid.is_exchanged) std::fill(grid.foreign.begin(), grid.foreign.end(), 0.0F);
   }
   for (const auto& link : servers_) {
     link->signalled.reset();

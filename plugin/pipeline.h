@@ -119,6 +119,7 @@ class Pipeline {
     Box blocks;
     std::vector<float> own;      // amax of what is held here, and after the cast of the whole block
     std::vector<float> foreign;  // from other trainers; 0 where there is none
+    bool is_exchanged = false;   // others' come
   };
   // Rows of an entry whose blocks span an axis, so that their maxima are taken before anything is cast.
   struct Spanning {

@@ -237,6 +237,7 @@ void Pipeline::prepare_amax(const Routes& routes) {
   incoming_.clear();
   for (const AmaxMessage& message : table_.amax_in) {
     incoming_.push_back({0, std::vector<std::byte>(values_of(message) * sizeof(float))});
+    for (const AmaxPart& run : message.parts) grids_.at({run.to_entry, run.recipe}).is_exchanged = true;
   }
 }
 

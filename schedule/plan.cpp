@@ -116,7 +116,7 @@ std::vector<Box> chunks_of(const Box& box, const Box& frame, Recipe recipe, std:
 }
 
 std::vector<SignalExtent> signals_of(std::span<const std::uint64_t> piece_bytes) {
-  constexpr std::uint64_t kMostSignals = 16;          // so that signals stay O(pairs)
+  constexpr std::uint64_t kMostSignals = 32;          // so that signals stay O(pairs)
   constexpr std::uint64_t kFewestBytes = 1ULL << 20;  // less is verified and passed on sooner than it is told
   const std::uint64_t total = std::accumulate(piece_bytes.begin(), piece_bytes.end(), std::uint64_t{0});
   const std::uint64_t enough = std::max(kFewestBytes, total / kMostSignals);

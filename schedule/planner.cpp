@@ -65,6 +65,16 @@ struct Row {
   }
 };
 
+// When a trainer sends a step, among its others.
+struct Place {
+  std::size_t row = 0;
+  std::uint32_t round = 0;     // of the row; of what is not passed on: kRounds
+  std::uint32_t distance = 0;  // to the receiver, in the row
+
+  auto operator<=>(const Place&) const = default;
+};
+constexpr std::uint32_t kRounds = 16;
+
 class Planner {
  public:
   Planner(const Catalogs& catalogs, const Topology& topology, const PlanOptions& options)
@@ -146,7 +156,10 @@ class Planner {
           casters[frame.recipe][{part.shard, segment.caster}].emplace_back(segment.first,
                                                                            segment.first + segment.count);
         }
-        add_step(family, frame, segment, needs_amax, destinations_of(segment, frame, groups, order, direct));
+        const auto destinations = destinations_of(segment, frame, groups, order, direct);
+        for (const auto& box : pieces_of(segment, frame, needs_amax)) {
+          add_step(family, frame, segment, box, needs_amax, destinations);
+        }
         if (!has_scales(frame.recipe)) continue;
         for (const auto& turn : turns[part.frame]) add_scale_step(frame, segment, turn, groups, order, direct);
       }
@@ -202,14 +215,22 @@ class Planner {
     return all;
   }
 
-  void add_step(const Family& family, const Frame& frame, const Segment& segment, bool needs_amax,
+  // A server verifies and passes on whole pieces: of a large tensor, as many as keep that going while bytes come.
+  // Straddling blocks are few, and stay in one piece, as their maxima do.
+  [[nodiscard]] std::vector<Box> pieces_of(const Segment& segment, const Frame& frame, bool needs_amax) const {
+    constexpr std::uint64_t kMostBytes = 32ULL << 20;
+    if (needs_amax || bytes_of(segment.box, frame.recipe) <= kMostBytes) return {segment.box};
+    return chunks_of(segment.box, frame.box, frame.recipe, std::max(kMostBytes, plan_.chunk_bytes));
+  }
+
+  void add_step(const Family& family, const Frame& frame, const Segment& segment, const Box& box, bool needs_amax,
                 std::vector<Destination> destinations) {
     Step step;
     step.trainer = segment.caster.trainer;
     step.column = segment.caster.column;
     step.first = segment.first;
     step.count = segment.count;
-    step.box = segment.box;
+    step.box = box;
     step.recipe = frame.recipe;
     step.frame = frame.box;
     step.needs_amax = needs_amax;
@@ -222,7 +243,10 @@ class Planner {
     step.chunks = static_cast<std::uint32_t>(chunks);
     require_scratch(family, step);
     count_bytes(step, bytes_of(step.box, step.recipe) * step.count);
-    places_.push_back({row_, rows_[row_].distance(step.trainer, step.destinations.front().server)});
+    const bool is_relayed = std::any_of(step.destinations.begin(), step.destinations.end(),
+                                        [](const Destination& to) { return to.relay.has_value(); });
+    places_.push_back(
+        {row_, is_relayed ? 0 : kRounds, rows_[row_].distance(step.trainer, step.destinations.front().server)});
     plan_.steps.push_back(std::move(step));
   }
 
@@ -331,7 +355,50 @@ class Planner {
     return shard.holders[static_cast<std::size_t>(place - receivers.holders.begin()) % shard.holders.size()];
   }
 
+  // Cuts what is passed on to a receiver into kRounds parts of as many bytes, tensors being whole.
+  void take_in_rounds() {
+    std::map<std::tuple<std::uint32_t, std::size_t, std::uint32_t>, std::vector<std::size_t>> relayed;
+    for (std::size_t i = 0; i < plan_.steps.size(); ++i) {
+      const auto& [row, round, distance] = places_[i];
+      if (round == 0) relayed[{plan_.steps[i].trainer, row, distance}].push_back(i);
+    }
+    for (auto& [who, steps] : relayed) {
+      std::stable_sort(steps.begin(), steps.end(), [&](std::size_t a, std::size_t b) {
+        const Step &one = plan_.steps[a], &other = plan_.steps[b];
+        return std::tuple(one.needs_amax, one.column, one.first) <
+               std::tuple(other.needs_amax, other.column, other.first);
+      });
+      std::uint64_t total = 0;
+      for (const auto i : steps) total += bytes_of(plan_.steps[i].box, plan_.steps[i].recipe) * plan_.steps[i].count;
+      std::uint64_t before = 0;
+      for (const auto i : steps) before += cut_into_rounds(i, before, total);
+    }
+  }
+
+  // Of one step, `before` bytes behind the first of `total`; returns its bytes.
+  std::uint64_t cut_into_rounds(std::size_t index, std::uint64_t before, std::uint64_t total) {
+    const Step step = plan_.steps[index];
+    const Place place = places_[index];
+    const auto each = bytes_of(step.box, step.recipe);
+    const auto round_of = [&](std::uint32_t tensor) {
+      return static_cast<std::uint32_t>((before + tensor * each) * kRounds / std::max<std::uint64_t>(total, 1));
+    };
+    for (std::uint32_t first = 0; first < step.count;) {
+      std::uint32_t end = first + 1;
+      while (end < step.count && round_of(end) == round_of(first)) ++end;
+      auto& part = first == 0 ? plan_.steps[index] : plan_.steps.emplace_back(step);
+      part.first = step.first + first;
+      part.count = end - first;
+      (first == 0 ? places_[index] : places_.emplace_back(place)).round = round_of(first);
+      first = end;
+    }
+    return each * step.count;
+  }
+
+  // What is passed on goes first, and to every receiver in turn: then all of them pass on from the first moment to the
+  // last. The rest goes to one receiver after the other, each trainer beginning with another one.
   void put_in_order() {
+    take_in_rounds();
     std::vector<std::size_t> order(plan_.steps.size());
     std::iota(order.begin(), order.end(), std::size_t{0});
     const auto key = [&](std::size_t i) {
@@ -363,8 +430,8 @@ class Planner {
   std::map<std::pair<std::uint32_t, std::uint32_t>, std::vector<AmaxRun>> exchanges_;  // from, to
   std::vector<Row> rows_;
   std::vector<std::size_t> row_of_family_;
-  std::size_t row_ = 0;                                        // of the family that is being added
-  std::vector<std::pair<std::size_t, std::uint32_t>> places_;  // of each step: row, and distance within it
+  std::size_t row_ = 0;        // of the family that is being added
+  std::vector<Place> places_;  // of each step
   std::int64_t phase_ = 0;
 };
 

@@ -32,6 +32,8 @@ class Prover {
  public:
   // Throws what is wrong with the catalogs, which must outlive it.
   explicit Prover(const Catalogs& catalogs);
+  Prover(const Prover&) = delete;
+  Prover& operator=(const Prover&) = delete;
   Prover(Prover&&) noexcept;
   Prover& operator=(Prover&&) noexcept;
   ~Prover();

@@ -160,13 +160,13 @@ TEST_CASE("tensors that repeat are written once: no table of Kimi-K2 takes more 
   }
 }
 
-TEST_CASE("a pair signals after every MiB, or after a sixteenth of its bytes where that is more") {
+TEST_CASE("a pair signals after every MiB, or after a thirty-second of its bytes where that is more") {
   const std::uint64_t mib = 1ULL << 20;
   CHECK(signals_of(std::span<const std::uint64_t>{}).empty());
   CHECK(signals_of(std::vector{mib / 2, mib}) == std::vector<SignalExtent>{{2, mib + mib / 2}});
   CHECK(signals_of(std::vector{5 * mib, 4 * mib, mib, 90 * mib, mib}) ==
-        std::vector<SignalExtent>{{2, 9 * mib}, {2, 91 * mib}, {1, mib}});
-  CHECK(signals_of(std::vector<std::uint64_t>(1000, mib)).size() == 16);
+        std::vector<SignalExtent>{{1, 5 * mib}, {1, 4 * mib}, {2, 91 * mib}, {1, mib}});
+  CHECK(signals_of(std::vector<std::uint64_t>(1000, mib)).size() == 32);
 }
 
 TEST_CASE("a trainer and a server derive the same signals, each from its own table") {

@@ -289,7 +289,7 @@ def configuration(folder: Path, trainers: int, servers: int, replicas: int, rela
             "controller": {"address": f"tcp://127.0.0.1:{port}", "trainers": trainers, "replicas": replicas,
                            "servers_per_replica": servers // replicas},
             "links": {"node": "host", "nic_mbs": 380_000, "nvlink_mbs": 380_000},  # alike: only their ratio counts
-            "performance": {"chunk_bytes": 64 * MIB, "scratch_bytes": 768 * MIB, "relay": relay}}  # fmt: skip
+            "performance": {"chunk_bytes": 64 * MIB, "scratch_bytes": 768 * MIB, "window": 2, "relay": relay}}  # fmt: skip
 
 
 def spread(values: list[float]) -> dict[str, float]:
