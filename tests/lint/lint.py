@@ -5,6 +5,7 @@ compiler and its arguments). Exit code 0: fine, 1: complaints are printed, 77: t
 """
 
 import concurrent.futures
+import json
 import os
 import pathlib
 import re
@@ -92,10 +93,14 @@ def layout(root: pathlib.Path) -> list[str]:
 def tidy(root: pathlib.Path, build: str) -> list[str]:
     """The code that people link; with WEIGHTCAST_LONG set, tests and benchmarks too."""
     skip_without("clang-tidy")
-    files = [f for f in sources(root, ".cpp") if "WEIGHTCAST_LONG" in os.environ or not f.startswith(("tests/", "bench/"))]
+    units = json.loads((pathlib.Path(build) / "compile_commands.json").read_text())
+    # In a unity build each unit includes its sources, so those are "headers" that count.
+    ours = rf"{re.escape(str(root))}/(transport|quant|schedule|plugin|tests|bench)/.*\.(h|cpp)$"
     # Some flags of the build are GCC's alone.
-    command = ["clang-tidy", "--quiet", "-p", build, "--extra-arg=-Wno-unknown-warning-option"]
-    commands = {f: [*command, f] for f in files}
+    command = ["clang-tidy", "--quiet", "-p", build, f"--header-filter={ours}", "--extra-arg=-Wno-unknown-warning-option"]
+    commands = {u["output"]: [*command, str(pathlib.Path(u["directory"]) / u["file"])]
+                for u in units
+                if u["file"].endswith(".cpp") and ("WEIGHTCAST_LONG" in os.environ or not u["output"].startswith(("tests/", "bench/")))}  # fmt: skip
     return [re.sub(r"\d+ warnings? generated\.\n?", "", c) for c in in_parallel(commands, root)]
 
 
