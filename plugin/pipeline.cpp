@@ -152,6 +152,7 @@ void Pipeline::close() {
 }
 
 void Pipeline::drop(std::uint32_t server) {
+  const std::scoped_lock lock(servers_mutex_);
   for (const auto& link : servers_) {
     if (link->rank != server || link->dropped.exchange(true)) continue;
     fabric_.disconnect(link->peer);

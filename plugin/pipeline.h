@@ -202,6 +202,7 @@ class Pipeline {
   std::size_t first_straddling_ = 0;
   std::vector<Batch> batches_;
   std::vector<ScaleJob> scale_jobs_;
+  std::mutex servers_mutex_;  // held to change the list, and by drop()
   std::vector<std::unique_ptr<ServerLink>> servers_;
   std::map<GridKey, BlockGrid> grids_;
   std::vector<Spanning> spanning_;

@@ -16,13 +16,16 @@ void Pipeline::adopt(TrainerTable table, const Routes& routes) {
   jobs_.clear();
   chunks_.clear();
   scale_jobs_.clear();
-  servers_.clear();
   grids_.clear();
-  for (const auto& [rank, route] : routes.servers) {
-    auto link = std::make_unique<ServerLink>();
-    link->rank = rank;
-    link->peer = route.peer;
-    servers_.push_back(std::move(link));
+  {
+    const std::scoped_lock lock(servers_mutex_);
+    servers_.clear();
+    for (const auto& [rank, route] : routes.servers) {
+      auto link = std::make_unique<ServerLink>();
+      link->rank = rank;
+      link->peer = route.peer;
+      servers_.push_back(std::move(link));
+    }
   }
   for (std::size_t index = 0; index < table_.steps.size(); ++index) {
     const TrainerStep& item = table_.steps[index];

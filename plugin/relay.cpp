@@ -12,11 +12,14 @@ namespace weightcast {
 
 void Relay::adopt(const ServerTable& table, Fabric& fabric, const LandingMemory& landing, const Routes& routes) {
   clear();
-  fabric_ = &fabric;
-  for (const auto& [rank, route] : routes.servers) {
-    links_.push_back(std::make_unique<Link>());
-    links_.back()->rank = rank;
-    links_.back()->peer = route.peer;
+  {
+    const std::scoped_lock lock(links_mutex_);
+    fabric_ = &fabric;
+    for (const auto& [rank, route] : routes.servers) {
+      links_.push_back(std::make_unique<Link>());
+      links_.back()->rank = rank;
+      links_.back()->peer = route.peer;
+    }
   }
   for (const ExpectedSender& sender : table.senders) {
     auto& known = signals_[{sender.role, sender.rank}];
@@ -38,7 +41,7 @@ void Relay::clear() {
     stopped_ = true;
   }
   changed_.notify_all();
-  const std::scoped_lock lock(running_);
+  const std::scoped_lock lock(running_, links_mutex_);
   links_.clear();
   jobs_.clear();
   signals_.clear();
@@ -249,6 +252,7 @@ void Relay::close() {
 }
 
 void Relay::drop(std::uint32_t server) {
+  const std::scoped_lock lock(links_mutex_);
   for (const auto& link : links_) {
     if (link->rank != server || link->dropped.exchange(true)) continue;
     fabric_->disconnect(link->peer);

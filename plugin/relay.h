@@ -97,6 +97,7 @@ class Relay {
   const Catalog& catalog_;
 
   // ---- set by adopt() ----
+  std::mutex links_mutex_;  // held to change fabric_ and links_, and by drop()
   Fabric* fabric_ = nullptr;
   std::vector<std::unique_ptr<Link>> links_;
   std::vector<Job> jobs_;
