@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <condition_variable>
+#include <cstdint>
 #include <mutex>
 #include <optional>
 #include <thread>
@@ -18,6 +20,7 @@ namespace weightcast {
 namespace {
 
 constexpr Milliseconds kTurn{20};
+constexpr Milliseconds kPatience{1000};  // with a loop that is busy; then the last status is the answer
 
 }  // namespace
 
@@ -64,10 +67,30 @@ struct Controller::State {
       if (const auto frame = server.receive(Deadline::after(kTurn), plans.descriptor())) on_frame(server, *frame);
       while (auto plan = plans.take()) handle(server, core.on(std::move(*plan), Clock::now()));
       handle(server, core.on(Tick{}, Clock::now()));
-      std::string status = core.status_json(address);
+      tell_status();
+    }
+  }
+  // A run of thousands of ranks has a long status, and turns are many: it is made for those who ask.
+  void tell_status() {
+    std::uint64_t question = 0;
+    {
+      const std::scoped_lock lock(status_mutex);
+      if (status_asked == status_answered) return;
+      question = status_asked;
+    }
+    std::string status = core.status_json(address);
+    {
       const std::scoped_lock lock(status_mutex);
       status_text = std::move(status);
+      status_answered = question;
     }
+    status_told.notify_all();
+  }
+  std::string ask_status() {
+    std::unique_lock lock(status_mutex);
+    const std::uint64_t question = ++status_asked;
+    status_told.wait_for(lock, kPatience, [&] { return status_answered >= question; });
+    return status_text;
   }
   void on_frame(ControlServer& server, const ControlFrame& frame) {
     try {
@@ -100,8 +123,11 @@ struct Controller::State {
   ControllerCore core;  // of the loop's thread
   std::string address;
   Mailbox<PlanMade> plans;
-  mutable std::mutex status_mutex;
-  std::string status_text = "{}";  // guarded by status_mutex
+  std::mutex status_mutex;
+  std::condition_variable status_told;
+  std::uint64_t status_asked = 0;  // questions; guarded by status_mutex, as all that follow
+  std::uint64_t status_answered = 0;
+  std::string status_text = "{}";  // the last answer
   Planning planning;               // of the worker's thread
   SerialWorker worker;
   std::jthread thread;
@@ -113,9 +139,6 @@ Controller::~Controller() = default;
 
 const std::string& Controller::address() const noexcept { return state_->address; }
 
-std::string Controller::status_json() const {
-  const std::scoped_lock lock(state_->status_mutex);
-  return state_->status_text;
-}
+std::string Controller::status_json() const { return state_->ask_status(); }
 
 }  // namespace weightcast

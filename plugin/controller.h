@@ -18,6 +18,7 @@ class Controller {
   ~Controller();
 
   [[nodiscard]] const std::string& address() const noexcept;
+  // As plugin/PROTOCOL.md says. Takes one turn of the loop, some milliseconds.
   [[nodiscard]] std::string status_json() const;
 
  private:

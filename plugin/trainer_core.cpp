@@ -180,7 +180,11 @@ void TrainerCore::on_moved(const Moved& moved) {
     send(Quiesced{moved.version, moving_token_});
   }
   if (!view_.fatal.ok()) return;
-  if (!moved.status.ok() && current && !again && view_.pushing != 0) end(moved.status);
+  if (!moved.status.ok() && current && !again && view_.pushing != 0) {
+    // The lease runs out before the controller counts as dead, and means the same to whoever pushes.
+    const Milliseconds lease(config_.times.lease_ms);
+    end(moved.status.code() == Code::refused && now_ - last_heard_ > lease ? silence(lease) : moved.status);
+  }
   if (rejoin_owed_ || moved.cut_off) send_join();
   link_next();
 }
@@ -208,6 +212,12 @@ void TrainerCore::beat(std::uint64_t bytes_done) {
   send(Heartbeat{static_cast<std::uint64_t>(own_ms), bytes_done});
 }
 
+Status TrainerCore::silence(Milliseconds wait) const {
+  return {Code::unreachable, fmt::format("the controller at {} has not answered for {} ms (killed, stopped or cut "
+                                         "off); version {} is given up, servers keep what they have committed",
+                                         config_.controller.address, wait.count(), view_.pushing)};
+}
+
 void TrainerCore::on_tick(std::uint64_t bytes_done) {
   if (!view_.fatal.ok()) return;
   const bool busy = moving_ || view_.pushing != 0;
@@ -220,10 +230,7 @@ void TrainerCore::on_tick(std::uint64_t bytes_done) {
   if (welcomed_ && now_ - last_heard_ > bound) {
     view_.waiting_for =
         fmt::format("the controller at {}, silent for {} ms", config_.controller.address, bound.count());
-    const Status why(Code::unreachable,
-                     fmt::format("the controller at {} has not answered for {} ms (killed, stopped or cut off); "
-                                 "version {} is given up, servers keep what they have committed",
-                                 config_.controller.address, bound.count(), view_.pushing));
+    const Status why = silence(bound);
     if (moving_ && !std::exchange(silent_, true)) actions_.push_back(StopMoving{why});
     if (view_.pushing != 0) end(why);
   }

@@ -109,6 +109,7 @@ class TrainerCore {
   void on_message(const Message& message);
   void on_go(const Go& go);
   void on_moved(const Moved& moved);
+  [[nodiscard]] Status silence(Milliseconds wait) const;  // of the controller
   void on_tick(std::uint64_t bytes_done);
   void beat(std::uint64_t bytes_done);
   void begin_push(const PushCalled& push);

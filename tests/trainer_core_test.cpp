@@ -198,6 +198,18 @@ TEST_CASE("a silent controller ends the push with a text that names it, and ever
   CHECK(trainer.view().released == 2);
 }
 
+TEST_CASE("a put refused for want of a lease, since the controller is silent, ends the push with its name as well") {
+  Trainer trainer;
+  trainer.connects();
+  trainer.moves(1, 77);
+  trainer.now += Milliseconds(trainer.config.times.lease_ms + 1);
+  trainer.event(Moved{1, 77, {Code::refused, "put to server 0 not made: the lease has run out"}, 0, 0, 0, false});
+  CHECK(trainer.view().ended == 1);
+  CHECK(trainer.view().ended_status.code() == Code::unreachable);
+  CHECK(says_in(trainer.view().ended_status.message(),
+                "the controller at tcp://127.0.0.1:5710 has not answered for 1500"));
+}
+
 TEST_CASE("a refused trainer ends its push and does nothing any more") {
   Trainer trainer;
   trainer.connects();
