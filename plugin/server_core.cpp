@@ -315,7 +315,8 @@ void ServerCore::on_tick(std::uint64_t bytes_passed_on) {
     beat(bytes_passed_on);
   }
   const Milliseconds bound(busy ? times.death_busy_ms : times.death_idle_ms);
-  if (!welcomed_ || now_ - last_heard_ <= bound) return;
+  view_.controller_silent = welcomed_ && now_ - last_heard_ > bound;
+  if (!view_.controller_silent) return;
   view_.waiting_for =
       fmt::format("the controller at {}, silent for more than {} ms", config_.controller.address, bound.count());
   if (view_.phase == ServerPhase::receiving || view_.phase == ServerPhase::allow_due) {

@@ -89,9 +89,10 @@ struct ServerView {
   bool torn = false;
   std::uint64_t ended = 0;  // the last version given up here
   Status ended_status;
-  std::uint64_t ended_count = 0;  // updates given up here so far
-  double verify_seconds = 0;      // of the last version, most of them while bytes still came
-  double stall_ms = 0;            // of the last commit
+  std::uint64_t ended_count = 0;   // updates given up here so far
+  double verify_seconds = 0;       // of the last version, most of them while bytes still came
+  double stall_ms = 0;             // of the last commit
+  bool controller_silent = false;  // for longer than a living one is
   std::string waiting_for;
 };
 

@@ -245,8 +245,11 @@ TEST_CASE("a silent controller does not take back what is ready") {
   Server server;
   server.connects();
   server.becomes_ready(1, 77);
+  CHECK_FALSE(server.view().controller_silent);
   server.ticks_after(server.config.times.death_idle_ms + 1);
   CHECK(server.view().phase == ServerPhase::ready);
+  CHECK(server.view().controller_silent);
+  CHECK(says_in(server.view().waiting_for, "the controller at tcp://127.0.0.1:5710, silent for more than 2000 ms"));
 }
 
 TEST_CASE("a server to which nobody sends is ready as soon as it is armed") {
