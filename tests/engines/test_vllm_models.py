@@ -15,7 +15,7 @@ from vllm_server import engine_python, environment
 HERE = Path(__file__).parent
 DENSE = ["llama", "llama_one_kv_head", "llama_tied_padded", "qwen2", "qwen3", "phi3", "gemma3", "gpt2", "gpt_neox"]
 EXPERTS = ["qwen3_moe", "mixtral", "olmoe", "deepseek_v2"]
-SPLIT = ["llama", "llama_one_kv_head", "qwen3_moe"]  # over two ranks; one KV head is held by both
+SPLIT = ["qwen3_moe", "llama", "llama_one_kv_head"]  # over two ranks; one KV head is held by both
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def run(command: list, folder: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def alone(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     folder = tmp_path_factory.mktemp("alone")
-    said = run([engine_python(), HERE / "vllm_model.py", 0, 1, folder / "store", *(checkpoints / name for name in DENSE + EXPERTS)], folder)
+    said = run([engine_python(), HERE / "vllm_model.py", 0, 1, folder / "store", *(checkpoints / name for name in EXPERTS + DENSE)], folder)
     return {item["model"]: item for item in said}
 
 

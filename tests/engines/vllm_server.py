@@ -95,10 +95,10 @@ class Serving:
 
 @contextlib.contextmanager
 def serving(folder: Path, model: Path, config: Path, *more: str) -> Iterator[Serving]:
-    """Until the `with` block ends; `more` are arguments of vLLM. $WEIGHTCAST_TEST_VLLM names another program that takes them."""
+    """Until the `with` block ends; `more` are arguments of vLLM."""
     folder.mkdir(parents=True, exist_ok=True)
     port, log = free_port(), folder / "server.log"
-    program = os.environ.get("WEIGHTCAST_TEST_VLLM", f"{engine_python()} -m vllm.entrypoints.openai.api_server").split()
+    program = [engine_python(), Path(__file__).with_name("forked_server.py")]
     with log.open("w") as output:
         process = subprocess.Popen([*program, *arguments(model, port, config, *more)], cwd=folder, env=environment(folder),
                                    stdout=output, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
