@@ -69,5 +69,8 @@ def test_a_switch_that_is_not_due_raises_in_no_worker_and_the_server_goes_on(clu
     server.post("update_weights", {"update_info": {"version": 999}})
     server.post("finish_weight_update", {})
     assert len(server.said("asked to commit version 999, but this rank is IDLE")) >= 2
+    for route in ("update_weights", "finish_weight_update"):  # without a start: vLLM's own workers would raise
+        with pytest.raises(OSError, match="500"):
+            server.post(route, {"update_info": {"version": 999}})
     assert Client(server.url).versions() == shown
     assert complete(server.url, PROMPT, 8).tokens == before
