@@ -93,6 +93,10 @@ struct Server::State final : FabricListener {
     if (!std::exchange(failure_logged, !view.fatal.ok()) && !view.fatal.ok()) {
       log_error("{} takes no updates any more: {}", name_of(catalog), view.fatal.message());
     }
+    if (std::exchange(refusal_logged, view.refusal.message()) != view.refusal.message() && !view.refusal.ok()) {
+      log_error("{} serves version {} on, the run is refused: {}", name_of(catalog), view.committed_version,
+                view.refusal.message());
+    }
     if (std::exchange(ended_logged, view.ended_count) != view.ended_count) {
       log_warning("{} serves version {} on: {}", name_of(catalog), view.committed_version, view.ended_status.message());
     }
@@ -201,6 +205,7 @@ struct Server::State final : FabricListener {
   ServerPhase announced = ServerPhase::connecting;
   bool failure_logged = false;
   bool silence_logged = false;
+  std::string refusal_logged;
   std::uint64_t ended_logged = 0;
   std::mutex commit_mutex;
   SerialWorker worker;
@@ -214,9 +219,9 @@ Server::Server(const Config& config, std::string_view catalog_json)
 Server::~Server() = default;
 
 Status Server::wait_connected(Deadline deadline) const {
-  const auto view =
-      state_->loop->wait(deadline, [](const ServerView& now) { return now.phase != ServerPhase::connecting; });
-  if (view) return view->fatal;
+  const auto view = state_->loop->wait(
+      deadline, [](const ServerView& now) { return now.phase != ServerPhase::connecting || !now.refusal.ok(); });
+  if (view) return view->phase == ServerPhase::connecting ? view->refusal : view->fatal;
   return {Code::timed_out, fmt::format("{} is not connected: it waits for {}", name_of(state_->catalog),
                                        state_->loop->view().waiting_for)};
 }

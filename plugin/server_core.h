@@ -83,6 +83,7 @@ using ServerAction = std::variant<SendMessage, OpenFabric, AdoptTable, PassOn, S
 
 struct ServerView {
   Status fatal;
+  Status refusal;  // of the run as a whole; the rank serves on and joins the next
   ServerPhase phase = ServerPhase::connecting;
   std::uint64_t committed_version = 0;
   std::uint64_t next_version = 0;
@@ -109,6 +110,7 @@ class ServerCore {
 
  private:
   void on_message(const Message& message);
+  void on_refused(const Refused& refused);
   void on_card(const CardMade& card);
   void on_table(const TableOffer& offer);
   void on_linked(const Linked& linked);

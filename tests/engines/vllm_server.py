@@ -102,7 +102,14 @@ def serving(folder: Path, model: Path, config: Path, *more: str) -> Iterator[Ser
     with log.open("w") as output:
         process = subprocess.Popen([*program, *arguments(model, port, config, *more)], cwd=folder, env=environment(folder),
                                    stdout=output, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
-    server = Serving(f"http://127.0.0.1:{port}", log, process)
+    with until_healthy(Serving(f"http://127.0.0.1:{port}", log, process)) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def until_healthy(server: Serving) -> Iterator[Serving]:
+    """Waits for a server that has been started, and ends it with the block."""
+    process, log = server.process, server.log
     try:
         end = time.monotonic() + START_S
         while not _healthy(server):

@@ -132,9 +132,9 @@ class Layout:
 def layout_of(trace: Trace, manifest: Manifest, targets: Mapping[str, Target]) -> Layout:
     """Every target is filled exactly once or refused: NotServable names the first that is not."""
     copies, regions, kept = trace.copies_of(), memory.Regions(), []
-    filled = {target.live.data_ptr() for name, target in targets.items() if name in copies and target.live is not None}
+    filled = {_address(target) for name, target in targets.items() if name in copies} - {None}
     for name, target in targets.items():
-        tied = name not in copies and target.live is not None and target.live.data_ptr() in filled
+        tied = name not in copies and _address(target) in filled
         if tied and target.landing == STAGED:
             raise NotServable(f"parameter {name!r} is tied to another, and the engine computes from a packed copy of it, which "
                               "no update reaches; for vLLM on a CPU set WEIGHTCAST_VLLM_CPU_PACKING=off")  # fmt: skip
@@ -175,6 +175,11 @@ class _Place:
     flat: torch.Tensor  # where pieces are counted from
     landing: str
     half: int = 0  # elements of half an expert's block, when halves are exchanged
+
+
+def _address(target: Target) -> int | None:
+    """Where the engine reads it; None where it has no memory."""
+    return None if target.live is None or target.live.is_meta else target.live.data_ptr()
 
 
 def _check_covered(name: str, target: Target, trace: Trace, copies: list[Copy]) -> None:
