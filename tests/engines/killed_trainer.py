@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 
+import ml_dtypes  # noqa: F401  (BF16 in NumPy, for safetensors)
 import weightcast
 from safetensors.numpy import load_file
 from weightcast.vllm import Client

@@ -30,7 +30,7 @@ def answer(process: subprocess.Popen, log: Path) -> dict:
     pytest.fail(f"the rank ended:\n{log.read_text()[-4000:]}")
 
 
-@pytest.mark.parametrize(("name", "ranks"), [("llama", 1), ("qwen3_moe", 1), ("llama", 2)])
+@pytest.mark.parametrize(("name", "ranks"), [("llama", 1), ("qwen3_moe", 1), ("llama", 2), ("qwen3_moe", 2)])
 def test_an_update_through_sglangs_own_session_is_byte_for_byte_the_other_checkpoint(name: str, ranks: int, tmp_path: Path) -> None:
     made = [str(engine_python()), str(HERE / "tiny_models.py"), str(tmp_path), name]
     subprocess.run(made, check=True, capture_output=True, timeout=300, env=environment(tmp_path))

@@ -23,6 +23,7 @@ DIRECT, SWAPPED_HALVES, STAGED = "direct", "swapped_halves", "staged_repair"
 _RECIPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float8_e4m3fn: FP8_BLOCK}
 _SCALES = "_scale_inv"
 _WORDS = 1 << 20  # summed at a time
+_ONE_KIND = "weightcast makes FP8 with one FP32 scale per 128x128 block and no other kind; serve such a checkpoint, or BF16"
 
 
 class NotServable(ValueError):
@@ -253,12 +254,11 @@ def _scales(copy: Copy, name: str, places: Mapping[str, _Place], regions: memory
             targets: Mapping[str, Target]) -> dict[str, Any]:  # fmt: skip
     found = scales.get(copy.tensor + _SCALES)
     if found is None:
-        raise NotServable(f"parameter {name!r} is FP8, but the checkpoint has no {copy.tensor + _SCALES!r}; weightcast "
-                          f"makes FP8 with one FP32 scale per {BLOCK}x{BLOCK} block and no other kind")  # fmt: skip
+        raise NotServable(f"parameter {name!r} is FP8, but the checkpoint has no {copy.tensor + _SCALES!r}; {_ONE_KIND}")
     blocks = tuple(-(-n // BLOCK) for n in copy.piece.extent)
     if tuple(found.piece.extent) != blocks or tuple(o * BLOCK for o in found.piece.offset) != tuple(copy.piece.offset):
         raise NotServable(f"parameter {name!r}: scales {found.tensor!r} at {list(found.piece.offset)} of {list(found.piece.extent)} "
-                          f"are not those of the weights at {list(copy.piece.offset)}")  # fmt: skip
+                          f"are not those of the weights at {list(copy.piece.offset)}; {_ONE_KIND}")  # fmt: skip
     if targets[found.target].loaded.dtype != torch.float32:
-        raise NotServable(f"parameter {found.target!r}: scales are {targets[found.target].loaded.dtype}, not FP32")
+        raise NotServable(f"parameter {found.target!r}: scales are {targets[found.target].loaded.dtype}; {_ONE_KIND}")
     return _extent(found.piece, replace(places[found.target], landing=DIRECT), regions)
