@@ -11,6 +11,7 @@ import sys
 import time
 
 import numpy as np
+
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # a busy machine
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import ray

