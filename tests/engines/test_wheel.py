@@ -1,4 +1,4 @@
-"""The wheel in the engine's own environment, without the source tree: what README and VLLM.md say, typed by somebody who only has them."""
+"""The wheel in the engine's own environment, without the source tree: what the README says, typed by somebody who only has it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 from load import complete
 from vllm_server import ROOT, Serving, engine_python, free_port, until_healthy
-from world import BOUND, HERE, Reference
+from world import BOUND, Reference
 
 PROMPT = list(range(40, 110))
 # As everybody builds it, but quickly: no kernels, no optimisation.
@@ -38,7 +39,7 @@ def run(*words: object, folder: Path, timeout_s: float = 300) -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Somebody's folder, with a model, a secret and a configuration; the wheel is installed while it is used."""
     folder = tmp_path_factory.mktemp("wheel")
     command_line = ["pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, f"-Cbuild-dir={ROOT / 'build/wheel'}",
@@ -49,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     pip = [engine_python(), "-m", "pip", "--disable-pip-version-check", "-q"]
     run(*pip, "install", "--no-deps", "--force-reinstall", next(folder.glob("*.whl")), folder=folder)
     try:
-        run(engine_python(), HERE / "tiny_models.py", folder, "llama", folder=folder)
+        shutil.copytree(checkpoints / "llama", folder / "llama")
         run("weightcast", "keygen", "weightcast.secret", folder=folder)
         (folder / "weightcast.json").write_text(json.dumps(
             {"controller": {"address": f"tcp://127.0.0.1:{free_port()}", "trainers": 1, "replicas": 1, "servers_per_replica": 1},
@@ -79,9 +80,9 @@ def test_vllm_finds_the_plug_in_of_the_wheel(folder: Path) -> None:
     assert Path(where).is_relative_to(engine_python().parents[1]) and found == "True"
 
 
-def test_the_lines_of_the_documentation_take_a_trained_version_into_a_server(folder: Path) -> None:
+def test_the_lines_of_the_readme_take_a_trained_version_into_a_server(folder: Path) -> None:
     line = run("weightcast", "doctor", "vllm", "weightcast.json", folder=folder).splitlines()[-1]
-    beside = re.search(r"```python\n(.*?)```", (ROOT / "integrations/VLLM.md").read_text(), re.DOTALL)[1]
+    beside = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
     with typed(line, folder) as server, contextlib.closing(Reference({"A": folder / "llama/a", "B": folder / "llama/b"})) as reference:
         before = complete(server.url, PROMPT, 16)
         (folder / "train.py").write_text(
