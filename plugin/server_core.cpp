@@ -82,6 +82,7 @@ void ServerCore::send_join() {
 
 void ServerCore::on_message(const Message& message) {
   last_heard_ = now_;
+  view_.controller_silent = false;
   if (std::holds_alternative<Welcome>(message)) {
     welcomed_ = true;
     beat(0);  // its echo is a lease for the puts of first contact
@@ -327,15 +328,15 @@ void ServerCore::on_tick(std::uint64_t bytes_passed_on) {
     beat(bytes_passed_on);
   }
   const Milliseconds bound(busy ? times.death_busy_ms : times.death_idle_ms);
-  view_.controller_silent = welcomed_ && now_ - last_heard_ > bound;
-  if (!view_.controller_silent) return;
-  view_.waiting_for =
-      fmt::format("the controller at {}, silent for more than {} ms", config_.controller.address, bound.count());
+  if (!welcomed_ || now_ - last_heard_ <= bound) return;
   if (view_.phase == ServerPhase::receiving || view_.phase == ServerPhase::allow_due) {
     fail_update(Code::unreachable,
                 fmt::format("the controller at {} has not answered for {} ms; {} keeps version {}",
                             config_.controller.address, bound.count(), name_of(own_), view_.committed_version));
   }
+  view_.controller_silent = true;
+  view_.waiting_for =
+      fmt::format("the controller at {}, silent for more than {} ms", config_.controller.address, bound.count());
 }
 
 }  // namespace weightcast

@@ -93,7 +93,7 @@ struct ServerView {
   std::uint64_t ended_count = 0;   // updates given up here so far
   double verify_seconds = 0;       // of the last version, most of them while bytes still came
   double stall_ms = 0;             // of the last commit
-  bool controller_silent = false;  // for longer than a living one is
+  bool controller_silent = false;  // longer than a living one is, and still
   std::string waiting_for;
 };
 
