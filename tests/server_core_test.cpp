@@ -238,10 +238,10 @@ TEST_CASE("a silent controller ends what is being received, with a text that nam
   server.ticks_after(server.config.times.death_busy_ms + 1);
   CHECK(server.view().phase == ServerPhase::idle);
   CHECK(says_in(server.view().ended_status.message(), "the controller at tcp://127.0.0.1:5710 has not answered"));
+  CHECK(sent<Failed>(server.actions).size() == 1);  // should only the line have been slow
   CHECK(says_in(server.view().waiting_for, "the controller at tcp://127.0.0.1:5710, silent for more than"));
   server.ticks_after(1);
-  CHECK(server.view().controller_silent);           // though idle ranks are patient for longer
-  CHECK(sent<Failed>(server.actions).size() == 1);  // should only the line have been slow
+  CHECK(server.view().controller_silent);  // though idle ranks are patient for longer
 }
 
 TEST_CASE("a silent controller does not take back what is ready") {
