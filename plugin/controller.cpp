@@ -40,6 +40,7 @@ struct Controller::State {
         try {
           server.emplace(this->config.controller.address, secret);
           address = server->address();
+          status_text = core.status_json(address);
         } catch (const Error& error) {
           failure = error.status();
         }

@@ -116,7 +116,8 @@ class MemberLoop {
   void handle(ControlClient& client, std::vector<Action> actions) {
     for (Action& action : actions) {
       if (const auto* message = std::get_if<SendMessage>(&action)) {
-        if (!client.send(encode(message->message))) log_warning("the controller does not take messages");
+        const bool taken = client.send(encode(message->message));
+        if (std::exchange(taken_, taken) && !taken) log_warning("the controller does not take messages");
       } else {
         hooks_.act(action);
       }
@@ -138,7 +139,8 @@ class MemberLoop {
 
   const Config config_;
   const Secret secret_;
-  Core core_;  // of the loop's thread
+  Core core_;          // of the loop's thread
+  bool taken_ = true;  // of the loop's thread: the last message was
   Hooks hooks_;
   Mailbox<Event> events_;
   mutable std::mutex mutex_;

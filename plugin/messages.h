@@ -110,7 +110,7 @@ struct Leave {};
 
 // ---- controller to member ----
 
-struct Refused {  // of a join; the member gives up with this error
+struct Refused {  // a join, and the member gives up; once welcomed the whole run, which a server outlives
   Code code = Code::refused;
   std::string text;
 };

@@ -83,9 +83,32 @@ struct Server::State final : FabricListener {
     }
   }
   void announce(const ServerView& view) {
+    log_what_changed(view);
     if (std::exchange(announced, view.phase) == view.phase && view.fatal.ok()) return;
     const std::uint64_t one = 1;
     [[maybe_unused]] const auto written = ::write(event.get(), &one, sizeof one);
+  }
+  // The engine goes on whatever happens here, so its log is where people read of it.
+  void log_what_changed(const ServerView& view) {
+    if (!std::exchange(failure_logged, !view.fatal.ok()) && !view.fatal.ok()) {
+      log_error("{} takes no updates any more: {}", name_of(catalog), view.fatal.message());
+    }
+    if (std::exchange(refusal_logged, view.refusal.message()) != view.refusal.message() && !view.refusal.ok()) {
+      log_error("{} serves version {} on, the run is refused: {}", name_of(catalog), view.committed_version,
+                view.refusal.message());
+    }
+    if (std::exchange(ended_logged, view.ended_count) != view.ended_count) {
+      log_warning("{} serves version {} on: {}", name_of(catalog), view.committed_version, view.ended_status.message());
+    }
+    if (std::exchange(silence_logged, view.controller_silent) == view.controller_silent) return;
+    if (view.controller_silent) {
+      log_warning(
+          "{} serves version {} on and waits for {}: start trainer 0, which runs the controller, or the "
+          "controller's own process again; this rank then joins by itself",
+          name_of(catalog), view.committed_version, view.waiting_for);
+    } else {
+      log_info("{}: the controller at {} answers again", name_of(catalog), config.controller.address);
+    }
   }
 
   // ---- on the worker's thread ----
@@ -178,7 +201,12 @@ struct Server::State final : FabricListener {
   Fabric* fabric_now = nullptr;                                     // guarded by fabric_mutex
   std::atomic<Clock::time_point> lease_until{Clock::time_point{}};  // no put before the controller's first answer
   FileDescriptor event;
-  ServerPhase announced = ServerPhase::connecting;  // of the loop's thread
+  // Of the loop's thread: what was said last.
+  ServerPhase announced = ServerPhase::connecting;
+  bool failure_logged = false;
+  bool silence_logged = false;
+  std::string refusal_logged;
+  std::uint64_t ended_logged = 0;
   std::mutex commit_mutex;
   SerialWorker worker;
   SerialWorker relay_worker;
@@ -191,9 +219,9 @@ Server::Server(const Config& config, std::string_view catalog_json)
 Server::~Server() = default;
 
 Status Server::wait_connected(Deadline deadline) const {
-  const auto view =
-      state_->loop->wait(deadline, [](const ServerView& now) { return now.phase != ServerPhase::connecting; });
-  if (view) return view->fatal;
+  const auto view = state_->loop->wait(
+      deadline, [](const ServerView& now) { return now.phase != ServerPhase::connecting || !now.refusal.ok(); });
+  if (view) return view->phase == ServerPhase::connecting ? view->refusal : view->fatal;
   return {Code::timed_out, fmt::format("{} is not connected: it waits for {}", name_of(state_->catalog),
                                        state_->loop->view().waiting_for)};
 }

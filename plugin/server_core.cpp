@@ -82,6 +82,7 @@ void ServerCore::send_join() {
 
 void ServerCore::on_message(const Message& message) {
   last_heard_ = now_;
+  view_.controller_silent = false;
   if (std::holds_alternative<Welcome>(message)) {
     welcomed_ = true;
     beat(0);  // its echo is a lease for the puts of first contact
@@ -92,8 +93,7 @@ void ServerCore::on_message(const Message& message) {
       actions_.push_back(OpenFabric{});
     }
   } else if (const auto* refused = std::get_if<Refused>(&message)) {
-    view_.fatal = Status(refused->code, refused->text);
-    view_.phase = ServerPhase::failed;
+    on_refused(*refused);
   } else if (std::holds_alternative<Rejoin>(message)) {
     if (!welcomed_ && now_ - joined_at_ < Milliseconds(config_.times.heartbeat_idle_ms)) return;  // on its way
     if (view_.phase == ServerPhase::receiving || view_.phase == ServerPhase::allow_due) {
@@ -125,6 +125,18 @@ void ServerCore::on_message(const Message& message) {
   }
 }
 
+// Not welcomed, this rank is at fault. Afterwards the run is, as a trainer's with another checkpoint: an engine
+// outlives it.
+void ServerCore::on_refused(const Refused& refused) {
+  if (!welcomed_) {
+    view_.fatal = Status(refused.code, refused.text);
+    view_.phase = ServerPhase::failed;
+  } else {
+    view_.refusal = Status(refused.code, refused.text);
+    view_.waiting_for = fmt::format("a run that is not refused: {}", refused.text);
+  }
+}
+
 void ServerCore::on_card(const CardMade& card) {
   if (!card.status.ok()) {
     view_.fatal = card.status;
@@ -145,6 +157,7 @@ void ServerCore::on_table(const TableOffer& offer) {
     send(Failed{0, 0, error.code(), fmt::format("{} cannot read its table: {}", name_of(own_), error.what())});
     return;
   }
+  view_.refusal = Status();
   expected_.clear();
   for (const ExpectedSender& sender : table_.senders) expected_[{sender.role, sender.rank}] = sender.signals;
   if (!is_safe_from_late_puts(offer)) return;
@@ -316,13 +329,14 @@ void ServerCore::on_tick(std::uint64_t bytes_passed_on) {
   }
   const Milliseconds bound(busy ? times.death_busy_ms : times.death_idle_ms);
   if (!welcomed_ || now_ - last_heard_ <= bound) return;
-  view_.waiting_for =
-      fmt::format("the controller at {}, silent for more than {} ms", config_.controller.address, bound.count());
   if (view_.phase == ServerPhase::receiving || view_.phase == ServerPhase::allow_due) {
     fail_update(Code::unreachable,
                 fmt::format("the controller at {} has not answered for {} ms; {} keeps version {}",
                             config_.controller.address, bound.count(), name_of(own_), view_.committed_version));
   }
+  view_.controller_silent = true;
+  view_.waiting_for =
+      fmt::format("the controller at {}, silent for more than {} ms", config_.controller.address, bound.count());
 }
 
 }  // namespace weightcast

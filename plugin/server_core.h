@@ -83,15 +83,17 @@ using ServerAction = std::variant<SendMessage, OpenFabric, AdoptTable, PassOn, S
 
 struct ServerView {
   Status fatal;
+  Status refusal;  // of the run as a whole; the rank serves on and joins the next
   ServerPhase phase = ServerPhase::connecting;
   std::uint64_t committed_version = 0;
   std::uint64_t next_version = 0;
   bool torn = false;
   std::uint64_t ended = 0;  // the last version given up here
   Status ended_status;
-  std::uint64_t ended_count = 0;  // updates given up here so far
-  double verify_seconds = 0;      // of the last version, most of them while bytes still came
-  double stall_ms = 0;            // of the last commit
+  std::uint64_t ended_count = 0;   // updates given up here so far
+  double verify_seconds = 0;       // of the last version, most of them while bytes still came
+  double stall_ms = 0;             // of the last commit
+  bool controller_silent = false;  // longer than a living one is, and still
   std::string waiting_for;
 };
 
@@ -108,6 +110,7 @@ class ServerCore {
 
  private:
   void on_message(const Message& message);
+  void on_refused(const Refused& refused);
   void on_card(const CardMade& card);
   void on_table(const TableOffer& offer);
   void on_linked(const Linked& linked);

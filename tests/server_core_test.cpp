@@ -239,14 +239,44 @@ TEST_CASE("a silent controller ends what is being received, with a text that nam
   CHECK(server.view().phase == ServerPhase::idle);
   CHECK(says_in(server.view().ended_status.message(), "the controller at tcp://127.0.0.1:5710 has not answered"));
   CHECK(sent<Failed>(server.actions).size() == 1);  // should only the line have been slow
+  CHECK(says_in(server.view().waiting_for, "the controller at tcp://127.0.0.1:5710, silent for more than"));
+  server.ticks_after(1);
+  CHECK(server.view().controller_silent);  // though idle ranks are patient for longer
 }
 
 TEST_CASE("a silent controller does not take back what is ready") {
   Server server;
   server.connects();
   server.becomes_ready(1, 77);
+  CHECK_FALSE(server.view().controller_silent);
   server.ticks_after(server.config.times.death_idle_ms + 1);
   CHECK(server.view().phase == ServerPhase::ready);
+  CHECK(server.view().controller_silent);
+  CHECK(says_in(server.view().waiting_for, "the controller at tcp://127.0.0.1:5710, silent for more than 2000 ms"));
+}
+
+TEST_CASE("a run that is refused as a whole leaves a server what it serves, and the next run connects it") {
+  Server server;
+  server.connects();
+  server.becomes_ready(1, 77);
+  server.hears(Commit{1});
+  server.event(CommitDone{1, 0});
+  server.hears(Refused{Code::refused, "missing tensor w"});
+  CHECK(server.view().fatal.ok());
+  CHECK(server.view().refusal.message() == "missing tensor w");
+  CHECK(server.view().committed_version == 1);
+  server.ticks_after(server.config.times.heartbeat_idle_ms + 1);
+  CHECK(sent<Join>(server.hears(Rejoin{}))[0].committed_version == 1);
+  server.hears(Welcome{9});
+  CHECK(sent<Connected>(server.hears(server.offer(2, {kFirstTrainer, kSecondTrainer}))).size() == 1);
+  CHECK(server.view().refusal.ok());
+}
+
+TEST_CASE("a join that is refused ends the server") {
+  Server server;
+  server.hears(Refused{Code::refused, "rank 0 is held"});
+  CHECK(server.view().fatal.message() == "rank 0 is held");
+  CHECK(server.view().phase == ServerPhase::failed);
 }
 
 TEST_CASE("a server to which nobody sends is ready as soon as it is armed") {

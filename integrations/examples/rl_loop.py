@@ -90,7 +90,7 @@ def train(rank: int, ranks: int, steps: int, config: Path, url: str, port: int) 
         learn(model, optimizer, prompts[rank::ranks], answers[rank::ranks], rewards[rank::ranks], sum(rewards) / len(rewards))
         if rank == 0:
             update = client.update(trainer, version=step)  # (weightcast)
-            print(f"{step:4}  {sum(rewards) / BATCH:6.3f}  {update.report['stall_ms']:10.1f} ms  {update.transfer_s * 1e3:5.0f} ms  "
+            print(f"{step:4}  {sum(rewards) / BATCH:6.3f}  {update.report['stall_ms']:10.3f} ms  {update.transfer_s * 1e3:5.0f} ms  "
                   f"{time.monotonic() - began:8.2f} s", flush=True)  # fmt: skip
         else:
             trainer.push(step)  # (weightcast)

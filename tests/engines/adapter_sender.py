@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import inspect
 import sys
 
 import torch
@@ -14,9 +15,14 @@ from safetensors.torch import load_file
 
 
 def trl(url: str, config: str, weights: dict[str, torch.Tensor]) -> int:
+    from trl.experimental.async_grpo.async_grpo_trainer import WeightTransferProtocol
     from weightcast.trl import WeightTransfer
 
-    transfer = WeightTransfer(config, url)
+    for name, method in inspect.getmembers(WeightTransferProtocol, inspect.isfunction):
+        if not name.startswith("_"):
+            ours = inspect.signature(getattr(WeightTransfer, name))
+            assert list(ours.parameters) == list(inspect.signature(method).parameters), name
+    transfer = WeightTransfer(config, url)  # what AsyncGRPOTrainer calls, in its order
     transfer.init_weight_transfer()
     transfer.pause()
     transfer.send_weights(iter(weights.items()))

@@ -11,6 +11,7 @@ import sys
 import time
 
 import numpy as np
+
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # a busy machine
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import ray
@@ -28,10 +29,10 @@ class Trainer:
         self.trainer = weightcast.Trainer(weightcast.ray.config(), rank, {"w": shard})
 
     def update(self, version: int) -> dict:
-        self.trainer.wait_connected(60)
+        self.trainer.wait_connected(240)
         self.rows[:] = 0x3F80 + version
         self.trainer.push(version)
-        return self.trainer.wait(version, 60)
+        return self.trainer.wait(version, 240)
 
 
 class Server:
@@ -43,7 +44,7 @@ class Server:
 
     def serve_until(self, version: int) -> list[int]:
         """The distinct values that are live once `version` is."""
-        end = time.monotonic() + 60
+        end = time.monotonic() + 240
         while self.server.state().committed_version < version:
             if time.monotonic() > end:
                 raise TimeoutError(f"version {version} did not come; {self.server.status()}")
@@ -62,13 +63,13 @@ def main() -> None:
 
     def update(version: int) -> None:
         reports = [trainer.update.remote(version) for trainer in trainers]
-        said["live"][version] = ray.get([server.serve_until.remote(version) for server in servers], timeout=90)
-        said["replicas"] = ray.get(reports, timeout=90)[0]["replicas_committed"]
+        said["live"][version] = ray.get([server.serve_until.remote(version) for server in servers], timeout=300)
+        said["replicas"] = ray.get(reports, timeout=300)[0]["replicas_committed"]
 
     update(1)
     before = controller.status()
     controller.kill(restart=True)
-    end = time.monotonic() + 60
+    end = time.monotonic() + 240
     while not all(member["connected"] for member in controller.status()["members"]) or len(controller.status()["members"]) < 2 * RANKS:
         if time.monotonic() > end:
             raise TimeoutError(f"the ranks did not come back: {controller.status()}")

@@ -53,4 +53,5 @@ def main() -> None:
         print(json.dumps(wrong_tokens(json.loads(line), folders, float(sys.argv[3]))), flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()

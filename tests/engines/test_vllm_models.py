@@ -15,14 +15,7 @@ from vllm_server import engine_python, environment
 HERE = Path(__file__).parent
 DENSE = ["llama", "llama_one_kv_head", "llama_tied_padded", "qwen2", "qwen3", "phi3", "gemma3", "gpt2", "gpt_neox"]
 EXPERTS = ["qwen3_moe", "mixtral", "olmoe", "deepseek_v2"]
-SPLIT = ["llama", "llama_one_kv_head", "qwen3_moe"]  # over two ranks; one KV head is held by both
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoints")
-    run([engine_python(), HERE / "tiny_models.py", folder, *DENSE, *EXPERTS], folder)
-    return folder
+SPLIT = ["qwen3_moe", "llama", "llama_one_kv_head"]  # over two ranks; one KV head is held by both
 
 
 def run(command: list, folder: Path) -> list[dict]:
@@ -35,7 +28,7 @@ def run(command: list, folder: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def alone(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     folder = tmp_path_factory.mktemp("alone")
-    said = run([engine_python(), HERE / "vllm_model.py", 0, 1, folder / "store", *(checkpoints / name for name in DENSE + EXPERTS)], folder)
+    said = run([engine_python(), HERE / "vllm_model.py", 0, 1, folder / "store", *(checkpoints / name for name in EXPERTS + DENSE)], folder)
     return {item["model"]: item for item in said}
 
 
@@ -72,3 +65,10 @@ def test_two_tensor_parallel_ranks_get_their_own_slices(checkpoints: Path, tmp_p
         assert "error" not in first and "error" not in second, (first, second)
         assert first["differing"] == second["differing"] == []
         assert first["changed"] and first["fingerprint"] != second["fingerprint"]
+
+
+@pytest.mark.long
+def test_the_structure_of_qwen3_235b_is_mapped_whole_on_the_meta_device(tmp_path: Path) -> None:
+    said = run([engine_python(), HERE / "large_structure.py", tmp_path / "store", tmp_path], tmp_path)[-1]
+    print(f"{said['tensors']} tensors into {said['parameters']} parameters, {said['seconds']:.1f} s, {said['cpu_seconds']:.1f} s of CPU")
+    assert said["slices"] == said["tensors"] == 36945 and said["unused"] == []

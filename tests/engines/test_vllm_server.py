@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 
-import pytest
-import weightcast
 from load import Load, Request, complete
 from world import World, run
 
@@ -101,30 +99,6 @@ def test_openais_client_reads_other_text_after_a_commit_and_the_old_text_after_g
         world.update()
     assert texts[0] != texts[1] and texts[0] == texts[2]
     assert all('"length"' in text or '"stop"' in text for text in texts)
-
-
-def test_an_update_that_no_controller_decided_changes_nothing_and_says_so(world: World) -> None:
-    before = complete(world.server.url, PROMPT, 8).tokens
-    shown = world.client.versions()
-    world.server.post("start_weight_update", {})
-    with pytest.raises(OSError, match="500"):
-        world.server.post("update_weights", {"update_info": {"version": 99999}})
-    assert "asked to commit version 99999, but this rank is IDLE" in world.server.log.read_text()
-    assert complete(world.server.url, PROMPT, 8).tokens == before
-    assert world.client.versions() == shown
-
-
-def test_a_trainer_that_lacks_a_tensor_is_refused_by_name_and_the_server_goes_on(world: World) -> None:
-    before = complete(world.server.url, PROMPT, 8).tokens
-    lacking = dict(world.arrays)
-    lacking.pop("model.layers.3.mlp.up_proj.weight")
-    with world.without_trainer():
-        with pytest.raises(weightcast.WeightcastError, match=r"model\.layers\.3\.mlp\.up_proj\.weight"):
-            with weightcast.Trainer(world.config, 0, lacking) as other:
-                other.wait_connected(60)
-        assert complete(world.server.url, PROMPT, 8).tokens == before
-    world.update()
-    assert complete(world.server.url, PROMPT, 8).tokens != before
 
 
 def test_requests_in_flight_do_not_notice_that_the_trainer_is_gone_and_comes_back(world: World) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,20 +12,11 @@ import weightcast
 from command_line import weightcast as command
 from load import Load, complete
 from safetensors.numpy import load_file
-from vllm_server import Serving, engine_python, environment, free_port, serving
+from vllm_server import Serving, free_port, serving
 from weightcast.vllm import Client
 
-HERE = Path(__file__).parent
 MODEL = "qwen3_moe"  # experts are packed for the CPU, so that this also runs the repair at the switch
 PROMPT = list(range(40, 110))
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    subprocess.run([engine_python(), HERE / "tiny_models.py", folder, MODEL], check=True, capture_output=True, timeout=300,
-                   env=environment(folder))  # fmt: skip
-    return folder / MODEL
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +27,8 @@ def cluster(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     config.write_text(json.dumps({"controller": {"address": f"tcp://127.0.0.1:{free_port()}", "trainers": 1, "replicas": 1,
                                                  "servers_per_replica": 2}, "secret_file": str(folder / "secret"),
                                   "times": {"join_ms": 600000, "death_idle_ms": 60000, "death_busy_ms": 30000}}))  # fmt: skip
-    arrays = load_file(checkpoints / "a/model.safetensors")
-    with weightcast.Trainer(config, 0, arrays) as trainer, serving(folder / "server", checkpoints / "a", config, "--tensor-parallel-size", "2",
+    arrays = load_file(checkpoints / MODEL / "a/model.safetensors")
+    with weightcast.Trainer(config, 0, arrays) as trainer, serving(folder / "server", checkpoints / MODEL / "a", config, "--tensor-parallel-size", "2",
                                                                          "--dtype", "bfloat16", "--skip-tokenizer-init") as server:
         trainer.wait_connected(60)
         yield server, trainer, arrays
@@ -49,7 +39,7 @@ def test_both_workers_serve_each_version_whole_and_no_request_fails(cluster: tup
     client = Client(server.url)
     seen = [complete(server.url, PROMPT, 12).tokens]
     for version in range(1, 5):
-        for name, values in load_file(checkpoints / ("b" if version % 2 else "a") / "model.safetensors").items():
+        for name, values in load_file(checkpoints / MODEL / ("b" if version % 2 else "a") / "model.safetensors").items():
             arrays[name][...] = values
         load = Load(server.url, clients=2, tokens=30)
         while not any(request.tokens for request in load.requests):
@@ -69,5 +59,8 @@ def test_a_switch_that_is_not_due_raises_in_no_worker_and_the_server_goes_on(clu
     server.post("update_weights", {"update_info": {"version": 999}})
     server.post("finish_weight_update", {})
     assert len(server.said("asked to commit version 999, but this rank is IDLE")) >= 2
+    for route in ("update_weights", "finish_weight_update"):  # without a start: vLLM's own workers would raise
+        with pytest.raises(OSError, match="500"):
+            server.post(route, {"update_info": {"version": 999}})
     assert Client(server.url).versions() == shown
     assert complete(server.url, PROMPT, 8).tokens == before

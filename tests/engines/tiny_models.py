@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 _COMMON = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-           "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+           "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
 _EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1, "mlp_only_layers": []}
 MODELS: dict[str, tuple[str, dict]] = {
     "llama": ("LlamaConfig", {}),
@@ -20,7 +20,7 @@ MODELS: dict[str, tuple[str, dict]] = {
     "qwen3_moe": ("Qwen3MoeConfig", {"head_dim": 32, **_EXPERTS}),
     "mixtral": ("MixtralConfig", {"num_local_experts": 4}),
     "olmoe": ("OlmoeConfig", {"num_experts": 4, "num_key_value_heads": 4}),
-    "phi3": ("Phi3Config", {"pad_token_id": 0, "original_max_position_embeddings": 256}),
+    "phi3": ("Phi3Config", {"pad_token_id": 0, "original_max_position_embeddings": 512}),
     "gemma3": ("Gemma3TextConfig", {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 64}),
     "gpt2": ("GPT2Config", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}),
     "gpt_neox": ("GPTNeoXConfig", {}),

@@ -1,5 +1,6 @@
 """vllm_model.py RANK RANKS STORE FOLDER...: one rank of vLLM models, without an engine around them. FOLDER has a/ and b/.
 
+The first has experts if any has: vLLM makes the process group that they need, or not, by the first configuration.
 Loads A, traces it, writes B's bytes through the map (NumPy-like, with no code of the transfer), and compares every
 parameter with those of a model that vLLM itself loaded from B. Prints one JSON object per folder.
 """

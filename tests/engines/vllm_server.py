@@ -95,14 +95,21 @@ class Serving:
 
 @contextlib.contextmanager
 def serving(folder: Path, model: Path, config: Path, *more: str) -> Iterator[Serving]:
-    """Until the `with` block ends; `more` are arguments of vLLM. $WEIGHTCAST_TEST_VLLM names another program that takes them."""
+    """Until the `with` block ends; `more` are arguments of vLLM."""
     folder.mkdir(parents=True, exist_ok=True)
     port, log = free_port(), folder / "server.log"
-    program = os.environ.get("WEIGHTCAST_TEST_VLLM", f"{engine_python()} -m vllm.entrypoints.openai.api_server").split()
+    program = [engine_python(), Path(__file__).with_name("forked_server.py")]
     with log.open("w") as output:
         process = subprocess.Popen([*program, *arguments(model, port, config, *more)], cwd=folder, env=environment(folder),
                                    stdout=output, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
-    server = Serving(f"http://127.0.0.1:{port}", log, process)
+    with until_healthy(Serving(f"http://127.0.0.1:{port}", log, process)) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def until_healthy(server: Serving) -> Iterator[Serving]:
+    """Waits for a server that has been started, and ends it with the block."""
+    process, log = server.process, server.log
     try:
         end = time.monotonic() + START_S
         while not _healthy(server):

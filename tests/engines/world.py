@@ -26,7 +26,7 @@ from weightcast.vllm import Client, Update
 
 BOUND = 0.01  # FP32 logits of two implementations differ by less; those of A and B differ by whole units
 HERE = Path(__file__).parent
-TIMES = {"join_ms": 600000, "update_ms": 300000, "death_idle_ms": 60000, "death_busy_ms": 30000}  # two cores run all of it
+TIMES = {"join_ms": 600000, "update_ms": 300000, "death_idle_ms": 20000, "death_busy_ms": 15000}  # two cores run all of it
 
 
 class Reference:

@@ -1,15 +1,11 @@
-"""Boxes from placements: with stand-ins for torch's classes, and with FSDP2 itself where torch is installed."""
+"""Boxes from placements, with stand-ins for torch's classes; tests/engines/test_sharded_trainers.py has the real ones."""
 
-import importlib.util
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 from weightcast import placements
-from weightcast.catalog import Shard
+from weightcast.catalog import Rule, Shard, parameters_of, shards_of
 
 
 @dataclass
@@ -96,12 +92,23 @@ def test_a_plain_array_is_the_whole_tensor():
     assert placements.shard_of("w", array) == Shard(array, (2, 3), (0, 0))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
-def test_fsdp2_shards_and_torch_tensors_are_read_as_they_lie(tmp_path):
-    script = Path(__file__).parent / "fsdp_ranks.py"
-    ranks = [subprocess.Popen([sys.executable, script, str(rank), str(tmp_path / "store")]) for rank in range(4)]
-    try:
-        assert [rank.wait(timeout=120) for rank in ranks] == [0, 0, 0, 0]
-    finally:
-        for rank in ranks:
-            rank.kill()
+QKV = Rule(("q.{}", "k.{}"), "qkv.{}", split=0, groups=4)  # Megatron's query groups: two rows of q, then one of k, and again
+
+
+def test_query_groups_are_taken_apart_by_the_rule_that_fuses_them():
+    parameters = parameters_of({"q.0": (8, 3), "k.0": (4, 3)}, [QKV], 1, 2)
+    fused = np.arange(18, dtype=np.uint16).reshape(6, 3)
+    shards = shards_of(parameters, {"qkv.0": fused})
+    assert [(shard.offset, shard.array.tolist()) for shard in shards["k.0"]] == [((2, 0), fused[2:3].tolist()), ((3, 0), fused[5:6].tolist())]
+    assert [(shard.offset, shard.array.tolist()) for shard in shards["q.0"]] == [((4, 0), fused[:2].tolist()), ((6, 0), fused[3:5].tolist())]
+
+
+def test_arrays_that_no_rule_explains_are_named():
+    parameters = parameters_of({"q.0": (8, 3), "k.0": (4, 3)}, [QKV], 0, 1)
+    assert shards_of(parameters, {}) == {}  # another pipeline stage's
+    with pytest.raises(ValueError, match="no rule makes array 'bias'"):
+        shards_of(parameters, {"bias": np.zeros(3, np.uint16)})
+    with pytest.raises(ValueError, match=r"'qkv.0' has shape \[6, 3\], but its parts make \[12, 3\]"):
+        shards_of(parameters, {"qkv.0": np.zeros((6, 3), np.uint16)})
+    with pytest.raises(ValueError, match="'qkv.0': 4 groups .* do not divide over 3 ranks"):
+        parameters_of({"q.0": (8, 3), "k.0": (4, 3)}, [QKV], 0, 3)

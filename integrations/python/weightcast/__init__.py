@@ -36,6 +36,7 @@ from .catalog import (
     Shard,
     parameters_of,
     server_catalog,
+    shards_of,
     trainer_catalog,
 )
 from .controller import Controller
@@ -71,5 +72,6 @@ __all__ = [
     "parameters_of",
     "server_catalog",
     "set_log",
+    "shards_of",
     "trainer_catalog",
 ]

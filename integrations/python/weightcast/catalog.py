@@ -73,14 +73,17 @@ class Rule:
     """How checkpoint tensors become a parameter; `{}` stands for the same text in every name.
 
     The tensors are stacked along the first axis in the order given, each divided along axis `split` over the ranks of
-    a replica (None: every rank holds all of it). The scales are an array of their own, `PARAMETER_scale_inv` of block
-    recipes and `PARAMETER_scale` of FP8_TENSOR (a row for each tensor) and FP8_CHANNEL (a row for each row).
+    a replica (None: every rank holds all of it). With `groups`, each is divided into so many shares along axis 0, a rank
+    holds as many of them as the others, and they are stacked share by share: Megatron's query groups. The scales are an
+    array of their own, `PARAMETER_scale_inv` of block recipes and `PARAMETER_scale` of FP8_TENSOR (a row for each tensor)
+    and FP8_CHANNEL (a row for each row).
     """
 
     tensors: tuple[str, ...]
     parameter: str
     split: int | None = None
     recipe: str = "bf16"
+    groups: int | None = None
 
     def text_of(self, tensor: str) -> str | None:
         """What `{}` stands for if `tensor` is the rule's first tensor."""
@@ -130,10 +133,10 @@ def parameters_of(manifest: Manifest, rules: Sequence[Rule], rank: int, ranks: i
 
 def _stack(rule: Rule, name: str, tensors: Sequence[str], manifest: Manifest, rank: int, ranks: int) -> Parameter:
     parts, rows, scale_rows = [], 0, 0
-    for tensor in tensors:
+    for tensor, share, shares in _shares(rule, name, tensors, rank, ranks):
         shape = tuple(manifest[tensor])
         try:
-            offset, extent = slice_of(shape, rule.split, rank, ranks)
+            offset, extent = slice_of(shape, rule.split, share, shares)
         except ValueError as error:
             raise ValueError(f"tensor {tensor!r} for parameter {name!r}: {error}") from None
         columns = (0,) * (len(shape) - 1)
@@ -147,6 +150,17 @@ def _stack(rule: Rule, name: str, tensors: Sequence[str], manifest: Manifest, ra
         suffix = "_scale" if rule.recipe in (FP8_TENSOR, FP8_CHANNEL) else "_scale_inv"
         scales = Scales(name + suffix, (scale_rows, *_blocks(parts[0].extent, rule.recipe)[1:]))
     return Parameter(name, (rows, *rest), rule.recipe, tuple(parts), scales)
+
+
+def _shares(rule: Rule, name: str, tensors: Sequence[str], rank: int, ranks: int) -> list[tuple[str, int, int]]:
+    """(tensor, which share of it, of how many) in the order in which they are stacked."""
+    if rule.groups is None:
+        return [(tensor, rank, ranks) for tensor in tensors]
+    if rule.split != 0 or rule.groups % ranks:
+        raise ValueError(f"parameter {name!r}: {rule.groups} groups are shares of axis 0 and do not divide over {ranks} ranks along "
+                         f"axis {rule.split}")  # fmt: skip
+    mine = rule.groups // ranks
+    return [(tensor, group, rule.groups) for group in range(rank * mine, (rank + 1) * mine) for tensor in tensors]
 
 
 def _blocks(extent: Shape, recipe: str) -> Shape:
@@ -178,14 +192,37 @@ def _array_of(name: str, shape: Shape, recipe: str, arrays: Mapping[str, Any], r
     return {"shape": view.shape} | regions.extent_of(view)
 
 
-def trainer_catalog(rank: int, shards: Mapping[str, Shard]) -> dict:
-    """The catalog of a trainer rank; `shards` by checkpoint tensor name."""
+def shards_of(parameters: Sequence[Parameter], arrays: Mapping[str, Any]) -> dict[str, list[Shard]]:
+    """The checkpoint tensors that a trainer rank holds in `arrays`, whose fused parameters these are.
+
+    A parameter without an array belongs to other ranks (pipeline stages, experts); ValueError for an array without a
+    parameter.
+    """
+    if left := [name for name in arrays if name not in {parameter.name for parameter in parameters}]:
+        raise ValueError(f"no rule makes array {left[0]!r}; add one, or leave the array out")
+    shards: dict[str, list[Shard]] = {}
+    for parameter in parameters:
+        array = arrays.get(parameter.name)
+        if array is None:
+            continue
+        if tuple(array.shape) != tuple(parameter.shape):
+            raise ValueError(f"array {parameter.name!r} has shape {list(array.shape)}, but its parts make {list(parameter.shape)}")
+        array = array.detach() if hasattr(array, "detach") else array
+        for part in parameter.parts:
+            box = tuple(slice(at, at + n) for at, n in zip(part.at, part.extent, strict=True))
+            shards.setdefault(part.tensor, []).append(Shard(array[box], part.shape, part.offset))
+    return shards
+
+
+def trainer_catalog(rank: int, shards: Mapping[str, Shard | Sequence[Shard]]) -> dict:
+    """The catalog of a trainer rank; `shards` by checkpoint tensor name, several of one tensor as a list."""
     regions, entries = memory.Regions(), []
-    for tensor, shard in shards.items():
-        view = memory.view_of(shard.array)
-        if view.bytes:  # an uneven split leaves some ranks with nothing
-            box = {"tensor": tensor, "shape": shard.shape, "offset": shard.offset, "extent": view.shape}
-            entries.append(box | {"dtype": view.dtype} | regions.extent_of(view))
+    for tensor, held in shards.items():
+        for shard in [held] if isinstance(held, Shard) else held:
+            view = memory.view_of(shard.array)
+            if view.bytes:  # an uneven split leaves some ranks with nothing
+                box = {"tensor": tensor, "shape": shard.shape, "offset": shard.offset, "extent": view.shape}
+                entries.append(box | {"dtype": view.dtype} | regions.extent_of(view))
     return _catalog("trainer", rank, 0, regions, entries)
 
 

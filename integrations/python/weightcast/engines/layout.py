@@ -23,6 +23,7 @@ DIRECT, SWAPPED_HALVES, STAGED = "direct", "swapped_halves", "staged_repair"
 _RECIPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float8_e4m3fn: FP8_BLOCK}
 _SCALES = "_scale_inv"
 _WORDS = 1 << 20  # summed at a time
+_ONE_KIND = "weightcast makes FP8 with one FP32 scale per 128x128 block and no other kind; serve such a checkpoint, or BF16"
 
 
 class NotServable(ValueError):
@@ -132,9 +133,9 @@ class Layout:
 def layout_of(trace: Trace, manifest: Manifest, targets: Mapping[str, Target]) -> Layout:
     """Every target is filled exactly once or refused: NotServable names the first that is not."""
     copies, regions, kept = trace.copies_of(), memory.Regions(), []
-    filled = {target.live.data_ptr() for name, target in targets.items() if name in copies and target.live is not None}
+    filled = {_address(target) for name, target in targets.items() if name in copies} - {None}
     for name, target in targets.items():
-        tied = name not in copies and target.live is not None and target.live.data_ptr() in filled
+        tied = name not in copies and _address(target) in filled
         if tied and target.landing == STAGED:
             raise NotServable(f"parameter {name!r} is tied to another, and the engine computes from a packed copy of it, which "
                               "no update reaches; for vLLM on a CPU set WEIGHTCAST_VLLM_CPU_PACKING=off")  # fmt: skip
@@ -175,6 +176,11 @@ class _Place:
     flat: torch.Tensor  # where pieces are counted from
     landing: str
     half: int = 0  # elements of half an expert's block, when halves are exchanged
+
+
+def _address(target: Target) -> int | None:
+    """Where the engine reads it; None where it has no memory."""
+    return None if target.live is None or target.live.is_meta else target.live.data_ptr()
 
 
 def _check_covered(name: str, target: Target, trace: Trace, copies: list[Copy]) -> None:
@@ -248,12 +254,11 @@ def _scales(copy: Copy, name: str, places: Mapping[str, _Place], regions: memory
             targets: Mapping[str, Target]) -> dict[str, Any]:  # fmt: skip
     found = scales.get(copy.tensor + _SCALES)
     if found is None:
-        raise NotServable(f"parameter {name!r} is FP8, but the checkpoint has no {copy.tensor + _SCALES!r}; weightcast "
-                          f"makes FP8 with one FP32 scale per {BLOCK}x{BLOCK} block and no other kind")  # fmt: skip
+        raise NotServable(f"parameter {name!r} is FP8, but the checkpoint has no {copy.tensor + _SCALES!r}; {_ONE_KIND}")
     blocks = tuple(-(-n // BLOCK) for n in copy.piece.extent)
     if tuple(found.piece.extent) != blocks or tuple(o * BLOCK for o in found.piece.offset) != tuple(copy.piece.offset):
         raise NotServable(f"parameter {name!r}: scales {found.tensor!r} at {list(found.piece.offset)} of {list(found.piece.extent)} "
-                          f"are not those of the weights at {list(copy.piece.offset)}")  # fmt: skip
+                          f"are not those of the weights at {list(copy.piece.offset)}; {_ONE_KIND}")  # fmt: skip
     if targets[found.target].loaded.dtype != torch.float32:
-        raise NotServable(f"parameter {found.target!r}: scales are {targets[found.target].loaded.dtype}, not FP32")
+        raise NotServable(f"parameter {found.target!r}: scales are {targets[found.target].loaded.dtype}; {_ONE_KIND}")
     return _extent(found.piece, replace(places[found.target], landing=DIRECT), regions)

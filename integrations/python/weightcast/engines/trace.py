@@ -66,8 +66,9 @@ def trace(load_weights: Callable[[Iterable[tuple[str, torch.Tensor]]], Any], man
     with its own exception.
     """
     recorder = _Recorder(manifest, targets)
+    checkpoint = recorder.checkpoint()
     with torch.no_grad(), recorder:
-        load_weights(recorder.checkpoint())
+        load_weights(iter(checkpoint))
     return recorder.result()
 
 
@@ -92,13 +93,17 @@ class _Recorder(TorchDispatchMode):
         self._used: set[str] = set()
         self._trace = Trace()
 
-    def checkpoint(self) -> Iterable[tuple[str, torch.Tensor]]:
-        for name, meta in self._manifest.items():
-            tensor = torch.empty(meta.shape or (1,), dtype=meta.dtype, device="meta")
-            tensor = tensor if meta.shape else tensor.view(())
-            self._sources[_storage(tensor)] = name
-            self._kept.append(tensor)
-            yield name, tensor
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, and to say so for every call takes longer than the call."""
+        return False
+
+    def checkpoint(self) -> list[tuple[str, torch.Tensor]]:
+        """Made before recording, which would take as long again."""
+        made = [(name, torch.empty(meta.shape, dtype=meta.dtype, device="meta")) for name, meta in self._manifest.items()]
+        self._sources = {_storage(tensor): name for name, tensor in made}
+        self._kept.append(made)
+        return made
 
     def result(self) -> Trace:
         self._trace.unused = [name for name in self._manifest if name not in self._used]

@@ -201,19 +201,20 @@ class _HttpEngine:
 
 
 class _OfflineEngine:
-    """An `LLM`; between two of its generate() calls, or from another thread while one runs is not supported by vLLM."""
+    """An `LLM`, between two of its generate() calls: nothing is in flight then, so there is nothing to pause."""
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
 
     def call(self, route: str, body: dict[str, Any] | None = None) -> Any:
         if route == "resume":
-            return self._engine.llm_engine.engine_core.resume_scheduler()
+            return None
         method = getattr(self._engine, route)
         return method(body) if route == "update_weights" else method(**(body or {}))
 
     def pause(self, mode: str, clear_cache: bool) -> None:
-        self._engine.llm_engine.engine_core.pause_scheduler(mode=mode, clear_cache=clear_cache)
+        if clear_cache:
+            self._engine.reset_prefix_cache()
 
     def version(self) -> str:
         return self._engine.get_weight_version()

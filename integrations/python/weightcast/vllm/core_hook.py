@@ -15,6 +15,8 @@ from typing import Any
 
 logger = logging.getLogger("vllm.weightcast")
 _VERSION = "_weightcast_version"
+_SESSION = "_weightcast_session"  # between start_weight_update and finish_weight_update
+_AFTER_START = ("update_weights", "finish_weight_update")
 
 
 def install() -> None:
@@ -30,15 +32,42 @@ def install() -> None:
 def _after_commit(original: Any) -> Any:
     @functools.wraps(original)
     def collective_rpc(self: Any, method: Any, timeout: Any = None, args: tuple = (), kwargs: Any = None) -> Any:
-        if _is_ours(self) and method == "update_weights":
+        if not _is_ours(self):
+            return original(self, method, timeout, args, kwargs)
+        _keep_order(self, method, original)
+        if method == "update_weights":
             setattr(self, _VERSION, _version_in(args, kwargs))
-        result = original(self, method, timeout, args, kwargs)
-        if _is_ours(self) and method == "finish_weight_update" and (version := getattr(self, _VERSION, None)):
-            _publish(self, version, original(self, committed_version))
+        try:
+            result = original(self, method, timeout, args, kwargs)
+        except BaseException:
+            if method == "update_weights":
+                setattr(self, _SESSION, False)  # the worker that raised has closed it
+            raise
+        if method == "start_weight_update":
+            setattr(self, _SESSION, True)
+        if method == "finish_weight_update":
+            setattr(self, _SESSION, False)
+            if version := getattr(self, _VERSION, None):
+                _publish(self, version, original(self, committed_version))
         return result
 
     collective_rpc.weightcast = True
     return collective_rpc
+
+
+def _keep_order(core: Any, method: Any, original: Any) -> None:
+    """Workers raise at a call that is out of order, and the replies of several would then be out of step for ever: such a
+    call is refused before they see it. A session whose client is gone is ended for the next one."""
+    is_open = getattr(core, _SESSION, False)
+    if method in _AFTER_START and not is_open:
+        raise RuntimeError(f"weightcast: {method} without start_weight_update before it; weightcast.vllm.Client.update makes "
+                           "the calls in their order")  # fmt: skip
+    if method == "start_draft_weight_update":
+        raise RuntimeError("weightcast does not update draft models")
+    if method == "start_weight_update" and is_open:
+        logger.warning("weightcast: the update before was never finished; its session is ended")
+        original(core, "finish_weight_update")
+        setattr(core, _SESSION, False)
 
 
 def committed_version(worker: Any) -> str:
