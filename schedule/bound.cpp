@@ -64,7 +64,9 @@ std::vector<Cell> cells_of(const Family& family, const std::vector<std::size_t>&
   std::map<Recipe, std::vector<std::size_t>> by_recipe;
   for (const auto frame : frames) by_recipe[family.frames[frame].recipe].push_back(frame);
   std::map<std::vector<std::size_t>, std::uint64_t> bytes;
-  for (const auto& [recipe, members] : by_recipe) {
+  for (const auto& of_recipe : by_recipe) {
+    const auto recipe = of_recipe.first;
+    const auto& members = of_recipe.second;
     std::vector<std::size_t> all(members.size());
     std::iota(all.begin(), all.end(), std::size_t{0});
     const auto add = [&](const std::vector<Box>& boxes, std::uint64_t bytes_each) {
@@ -77,6 +79,8 @@ std::vector<Cell> cells_of(const Family& family, const std::vector<std::size_t>&
     };
     std::vector<Box> boxes;
     std::vector<Box> blocks;
+    boxes.reserve(members.size());
+    blocks.reserve(members.size());
     for (const auto frame : members) {
       boxes.push_back(family.frames[frame].box);
       if (has_scales(recipe)) blocks.push_back(blocks_touched(boxes.back(), recipe));
