@@ -76,6 +76,31 @@ struct Change {
   std::uint32_t carrier = 0;  // position in the line
 };
 
+double frame_bytes(const Family& family, const Frame& frame) {
+  auto bytes = elements(frame.box) * static_cast<std::int64_t>(element_bytes(frame.recipe));
+  if (has_scales(frame.recipe)) {
+    bytes += elements(blocks_touched(frame.box, frame.recipe)) * static_cast<std::int64_t>(scale_bytes(frame.recipe));
+  }
+  return static_cast<double>(bytes) * family.count;
+}
+
+// Positions of takers by node; those without NVLink apart.
+std::vector<Group> by_node(const Frame& frame, const Topology& topology, bool relay) {
+  std::vector<Group> groups;
+  std::map<std::uint32_t, std::size_t> of_node;
+  for (std::uint32_t i = 0; i < frame.takers.size(); ++i) {
+    const auto server = frame.takers[i].server;
+    if (!relay || topology.servers[server].nvlink_gbs <= 0) {
+      groups.push_back({i});
+      continue;
+    }
+    const auto [found, is_new] = of_node.emplace(topology.servers[server].node, groups.size());
+    if (is_new) groups.emplace_back();
+    groups[found->second].push_back(i);
+  }
+  return groups;
+}
+
 }  // namespace
 
 // Lines by their carriers.
@@ -109,37 +134,105 @@ struct Allotment::Lines {
   std::map<std::vector<std::uint32_t>, std::size_t> known;
 };
 
+// What a node's servers take, were every byte received by one of those who take it and passed on to the others.
+struct Allotment::NodeLoad {
+  double received = 0;  // bytes over all NICs
+  double passed_on = 0;
+  double nic_gbs = 0;
+  double nvlink_gbs = 0;
+
+  // The part of what would be passed on that each takes over its own NIC instead, so that NVLink takes no longer.
+  [[nodiscard]] double direct_part() const {
+    const double nic_s = received / nic_gbs;
+    const double nvlink_s = passed_on / nvlink_gbs;
+    return nic_gbs > 0 && nvlink_s > nic_s ? (nvlink_s - nic_s) / (nvlink_s + passed_on / nic_gbs) : 0;
+  }
+};
+
 Allotment::Allotment(const Matches& matches, const Topology& topology, bool relay) : matches_(matches) {
   group_takers(topology, relay);
   const auto receiving_s = lay_receivers(topology);
   const auto receiver_lines = lines_.size();
-  const auto sending_s = lay_sources(topology);
-  if (!relay || sending_s <= receiving_s) return;
-  spare_sources(receiving_s / sending_s);
-  lines_.resize(receiver_lines);
-  lay_sources(topology);
+  auto sending_s = lay_sources(topology);
+  constexpr int kRounds = 8;  // parts that have one group alone cannot be spared, so that others must be spared more
+  double fraction = 1;
+  for (int round = 0; relay && round < kRounds && sending_s > receiving_s; ++round) {
+    fraction *= receiving_s / sending_s;
+    spare_sources(fraction);
+    lines_.resize(receiver_lines);
+    const auto before_s = std::exchange(sending_s, lay_sources(topology));
+    if (sending_s >= before_s) break;
+  }
 }
 
 void Allotment::group_takers(const Topology& topology, bool relay) {
+  std::map<std::uint32_t, NodeLoad> nodes;
+  for (const auto& links : topology.servers) {
+    auto& node = nodes[links.node];
+    node.nic_gbs += links.nic_gbs;
+    node.nvlink_gbs += links.nvlink_gbs;
+  }
   for (const auto& family : matches_.families) {
     auto& by_frame = groups_.emplace_back();
     for (const auto& frame : family.frames) {
-      auto& groups = by_frame.emplace_back();
-      std::map<std::uint32_t, std::size_t> by_node;
-      for (std::uint32_t i = 0; i < frame.takers.size(); ++i) {
-        const auto server = frame.takers[i].server;
-        const bool shares = relay && topology.servers[server].nvlink_gbs > 0;
-        if (!shares) {
-          groups.push_back({i});
-          continue;
-        }
-        const auto [found, is_new] = by_node.emplace(topology.servers[server].node, groups.size());
-        if (is_new) groups.emplace_back();
-        groups[found->second].push_back(i);
+      by_frame.push_back(by_node(frame, topology, relay));
+      for (const auto& group : by_frame.back()) {
+        if (!relay) continue;
+        auto& node = nodes[topology.servers[frame.takers[group.front()].server].node];
+        node.received += frame_bytes(family, frame);
+        node.passed_on += frame_bytes(family, frame) * static_cast<double>(group.size() - 1);
       }
     }
+  }
+  if (relay) split_groups(topology, nodes);
+  for (std::size_t f = 0; f < matches_.families.size(); ++f) {
     auto& direct = direct_.emplace_back();
-    for (const auto& part : family.parts) direct.push_back(by_frame[part.frame].size());
+    for (const auto& part : matches_.families[f].parts) direct.push_back(groups_[f][part.frame].size());
+  }
+}
+
+// Where NVLink is the slower way: groups of which several members receive, so many that both ways take as long. The
+// largest frames first, so that small ones even out what whole groups cannot.
+void Allotment::split_groups(const Topology& topology, const std::map<std::uint32_t, NodeLoad>& nodes) {
+  struct Item {
+    std::size_t family = 0;
+    std::size_t frame = 0;
+    double bytes = 0;
+  };
+  std::vector<Item> items;
+  for (std::size_t f = 0; f < matches_.families.size(); ++f) {
+    const auto& family = matches_.families[f];
+    for (std::size_t i = 0; i < family.frames.size(); ++i) {
+      items.push_back({f, i, frame_bytes(family, family.frames[i])});
+    }
+  }
+  std::stable_sort(items.begin(), items.end(), [](const Item& a, const Item& b) { return a.bytes > b.bytes; });
+  std::map<std::uint32_t, double> due;  // by node
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    const auto& item = items[i];
+    const auto& frame = matches_.families[item.family].frames[item.frame];
+    std::vector<Group> split;
+    for (auto& group : groups_[item.family][item.frame]) {
+      const auto node = topology.servers[frame.takers[group.front()].server].node;
+      auto& owed = due[node];
+      owed += nodes.at(node).direct_part() * item.bytes * static_cast<double>(group.size() - 1);
+      const auto more = std::min(static_cast<std::size_t>(std::max(0.0, owed / item.bytes + 0.5)), group.size() - 1);
+      owed -= item.bytes * static_cast<double>(more);
+      if (more == 0) {
+        split.push_back(std::move(group));
+        continue;
+      }
+      // Pieces may differ by one member: who is in a small one changes from frame to frame.
+      std::rotate(group.begin(), group.begin() + static_cast<std::ptrdiff_t>(i % group.size()), group.end());
+      for (std::size_t piece = 0; piece <= more; ++piece) {
+        const auto at = [&](std::size_t n) {
+          return group.begin() + static_cast<std::ptrdiff_t>(group.size() * n / (more + 1));
+        };
+        auto& members = split.emplace_back(at(piece), at(piece + 1));
+        std::sort(members.begin(), members.end());
+      }
+    }
+    groups_[item.family][item.frame] = std::move(split);
   }
 }
 
@@ -204,17 +297,19 @@ double Allotment::lay_sources(const Topology& topology) {
   return lines.finish(rates_of(topology.trainers, trainers));
 }
 
-// Trainers are the bottleneck: they put to this fraction of the groups, spread evenly, and to one at least.
+// Trainers are the bottleneck: they put to this fraction of the groups, spread evenly over what each of them sends, and
+// to one at least.
 void Allotment::spare_sources(double fraction) {
-  double due = 0;
+  std::map<std::size_t, double> due;  // by line of sources
   for (std::size_t f = 0; f < matches_.families.size(); ++f) {
     for (std::size_t part = 0; part < direct_[f].size(); ++part) {
       const auto bytes = static_cast<double>(bytes_of(f, part));
-      const auto groups = direct_[f][part];
-      due += bytes * fraction * static_cast<double>(groups);
-      const auto wanted = due > 0 ? static_cast<std::size_t>(due / bytes) : 0;
+      const auto groups = groups_[f][matches_.families[f].parts[part].frame].size();
+      auto& owed = due[sources_[f][part].line];
+      owed += bytes * fraction * static_cast<double>(groups);
+      const auto wanted = owed > 0 ? static_cast<std::size_t>(owed / bytes) : 0;
       direct_[f][part] = std::clamp<std::size_t>(wanted, 1, groups);
-      due -= bytes * static_cast<double>(direct_[f][part]);
+      owed -= bytes * static_cast<double>(direct_[f][part]);
     }
   }
 }

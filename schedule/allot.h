@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <vector>
 
 #include "schedule/match.h"
@@ -12,7 +13,8 @@
 
 namespace weightcast {
 
-// Takers of a frame that receive it once and pass it on among themselves: those of a node that has NVLink, else one.
+// Takers of a frame that receive it once and pass it on among themselves: those of a node that has NVLink, or some of
+// them where NVLink would be the slower way; else one.
 using Group = std::vector<std::uint32_t>;  // positions in Frame::takers
 
 // Whole tensors of a part, or a piece of one, that go one way.
@@ -46,12 +48,14 @@ class Allotment {
     std::vector<std::uint64_t> ends;  // by carrier
   };
   struct Lines;
+  struct NodeLoad;
   struct Stretch {  // of a line
     std::size_t line = 0;
     std::uint64_t begin = 0;
   };
 
   void group_takers(const Topology& topology, bool relay);
+  void split_groups(const Topology& topology, const std::map<std::uint32_t, NodeLoad>& nodes);
   double lay_receivers(const Topology& topology);
   double lay_sources(const Topology& topology);
   void spare_sources(double fraction);

@@ -4,12 +4,17 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <map>
+#include <numeric>
+#include <optional>
+#include <utility>
 #include <vector>
 
 #include "schedule/blocks.h"
 #include "schedule/match.h"
 #include "schedule/share.h"
+#include "schedule/units_text.h"
 
 namespace weightcast {
 namespace {
@@ -18,43 +23,75 @@ constexpr double kGiga = 1e9;
 
 std::uint64_t volume(const Box& box) { return static_cast<std::uint64_t>(elements(box)); }
 
-// Elements in any of the boxes: inclusion by cells between the places where boxes begin and end, axis by axis.
-std::uint64_t union_volume(const std::vector<Box>& boxes, std::size_t axis = 0) {
-  if (boxes.empty()) return 0;
-  if (boxes.size() == 1 && axis == 0) return volume(boxes.front());
-  if (axis == boxes.front().axes) return 1;
+// Cuts the boxes between the places where one begins or ends, axis by axis, and calls visit(elements, which) for each
+// cell that some of them have.
+template <class Visit>
+void for_each_cell(const std::vector<Box>& boxes, const std::vector<std::size_t>& which, const Visit& visit,
+                   std::uint64_t across = 1, std::size_t axis = 0) {
+  if (which.empty()) return;
+  if (axis == boxes[which.front()].axes) return visit(across, which);
+  const auto begin = [&](std::size_t i) { return boxes[i].offset[axis]; };
+  const auto end = [&](std::size_t i) { return boxes[i].offset[axis] + boxes[i].extent[axis]; };
   std::vector<std::int64_t> places;
-  for (const auto& box : boxes) {
-    places.push_back(box.offset[axis]);
-    places.push_back(box.offset[axis] + box.extent[axis]);
-  }
+  places.reserve(2 * which.size());
+  for (const auto i : which) places.insert(places.end(), {begin(i), end(i)});
   std::sort(places.begin(), places.end());
   places.erase(std::unique(places.begin(), places.end()), places.end());
-  std::uint64_t sum = 0;
-  for (std::size_t i = 0; i + 1 < places.size(); ++i) {
-    std::vector<Box> across;
-    for (const auto& box : boxes) {
-      if (box.offset[axis] <= places[i] && places[i] < box.offset[axis] + box.extent[axis]) across.push_back(box);
-    }
-    sum += static_cast<std::uint64_t>(places[i + 1] - places[i]) * union_volume(across, axis + 1);
+  for (std::size_t place = 0; place + 1 < places.size(); ++place) {
+    std::vector<std::size_t> here;
+    std::copy_if(which.begin(), which.end(), std::back_inserter(here),
+                 [&](std::size_t i) { return begin(i) <= places[place] && places[place] < end(i); });
+    for_each_cell(boxes, here, visit, across * static_cast<std::uint64_t>(places[place + 1] - places[place]), axis + 1);
   }
+}
+
+std::uint64_t union_volume(const std::vector<Box>& boxes) {
+  std::vector<std::size_t> all(boxes.size());
+  std::iota(all.begin(), all.end(), std::size_t{0});
+  std::uint64_t sum = 0;
+  for_each_cell(boxes, all, [&](std::uint64_t elements, const auto&) { sum += elements; });
   return sum;
 }
 
-// Distinct bytes that these frames of a family want, scales included.
-std::uint64_t distinct_bytes(const Family& family, const std::vector<std::size_t>& frames) {
-  std::map<Recipe, std::vector<Box>> boxes;
-  for (const auto frame : frames) boxes[family.frames[frame].recipe].push_back(family.frames[frame].box);
+// Bytes that the same frames of a family want, and no other of those asked for.
+struct Cell {
+  std::vector<std::size_t> frames;  // ascending
   std::uint64_t bytes = 0;
-  for (const auto& [recipe, wanted] : boxes) {
-    bytes += union_volume(wanted) * element_bytes(recipe);
-    if (!has_scales(recipe)) continue;
+};
+
+// What these frames want, scales included, every byte once.
+std::vector<Cell> cells_of(const Family& family, const std::vector<std::size_t>& frames) {
+  std::map<Recipe, std::vector<std::size_t>> by_recipe;
+  for (const auto frame : frames) by_recipe[family.frames[frame].recipe].push_back(frame);
+  std::map<std::vector<std::size_t>, std::uint64_t> bytes;
+  for (const auto& of_recipe : by_recipe) {
+    const auto recipe = of_recipe.first;
+    const auto& members = of_recipe.second;
+    std::vector<std::size_t> all(members.size());
+    std::iota(all.begin(), all.end(), std::size_t{0});
+    const auto add = [&](const std::vector<Box>& boxes, std::uint64_t bytes_each) {
+      for_each_cell(boxes, all, [&](std::uint64_t elements, const std::vector<std::size_t>& which) {
+        std::vector<std::size_t> takers;
+        takers.reserve(which.size());
+        for (const auto i : which) takers.push_back(members[i]);
+        bytes[std::move(takers)] += elements * bytes_each * family.count;
+      });
+    };
+    std::vector<Box> boxes;
     std::vector<Box> blocks;
-    blocks.reserve(wanted.size());
-    for (const auto& box : wanted) blocks.push_back(blocks_touched(box, recipe));
-    bytes += union_volume(blocks) * scale_bytes(recipe);
+    boxes.reserve(members.size());
+    blocks.reserve(members.size());
+    for (const auto frame : members) {
+      boxes.push_back(family.frames[frame].box);
+      if (has_scales(recipe)) blocks.push_back(blocks_touched(boxes.back(), recipe));
+    }
+    add(boxes, element_bytes(recipe));
+    if (has_scales(recipe)) add(blocks, scale_bytes(recipe));
   }
-  return bytes * family.count;
+  std::vector<Cell> cells;
+  cells.reserve(bytes.size());
+  for (const auto& [of, sum] : bytes) cells.push_back({of, sum});
+  return cells;
 }
 
 std::uint64_t bytes_of(const Frame& frame) {
@@ -69,6 +106,19 @@ std::string four_digits(std::uint64_t bytes) {
   if (value >= kGiga) return fmt::format("{:.4g} GB", value / kGiga);
   if (value >= 1e6) return fmt::format("{:.4g} MB", value / 1e6);
   return fmt::format("{:.4g} kB", value / 1e3);
+}
+
+// The blocks of a tensor that lie in `box` as a whole. Nobody but who holds the box knows their scales.
+std::optional<Box> blocks_within(const Box& box, const std::vector<std::int64_t>& shape, Recipe recipe) {
+  Box blocks = box;
+  for (std::size_t axis = 0; axis < box.axes; ++axis) {
+    const auto edge = block_edge(recipe, box.axes, axis);
+    const auto end = box.offset[axis] + box.extent[axis];
+    blocks.offset[axis] = (box.offset[axis] + edge - 1) / edge;
+    blocks.extent[axis] = (end == shape[axis] ? (end + edge - 1) / edge : end / edge) - blocks.offset[axis];
+    if (blocks.extent[axis] <= 0) return std::nullopt;
+  }
+  return blocks;
 }
 
 class Bounding {
@@ -117,51 +167,62 @@ class Bounding {
     }
   }
 
+  // Whoever receives a byte for its node takes it too: a server has no place for what it does not serve. So the bytes
+  // that only some of a node's servers take go through the NICs of these, which is a flow.
   void consider_nodes() {
-    struct Node {
-      std::uint64_t bytes = 0;
-      double gbs = 0;
-      std::uint32_t first = 0;
-      std::uint32_t last = 0;
-      bool has_nvlink = true;
-    };
-    std::map<std::uint32_t, Node> nodes;
-    for (std::uint32_t server = 0; server < topology_.servers.size(); ++server) {
-      const auto& links = topology_.servers[server];
-      const auto [found, is_new] = nodes.try_emplace(links.node);
-      auto& node = found->second;
-      if (is_new) node.first = server;
-      node.last = server;
-      node.gbs = links.nic_gbs > 0 && (is_new || node.gbs > 0) ? node.gbs + links.nic_gbs : 0;
-      node.has_nvlink = node.has_nvlink && links.nvlink_gbs > 0;
-    }
+    std::map<std::uint32_t, std::map<std::vector<std::uint32_t>, std::uint64_t>> bytes;  // by node and takers
     for (const auto& family : matches_.families) {
       std::map<std::uint32_t, std::vector<std::size_t>> wanted;  // frames by node
       for (std::size_t frame = 0; frame < family.frames.size(); ++frame) {
         for (const auto& taker : family.frames[frame].takers) {
+          if (topology_.servers[taker.server].nvlink_gbs <= 0) continue;  // nobody passes on to it within the node
           auto& frames = wanted[topology_.servers[taker.server].node];
           if (frames.empty() || frames.back() != frame) frames.push_back(frame);
         }
       }
-      std::map<std::vector<std::size_t>, std::uint64_t> known;
+      std::map<std::vector<std::size_t>, std::vector<Cell>> known;
       for (const auto& [node, frames] : wanted) {
         const auto [found, is_new] = known.try_emplace(frames);
-        if (is_new) found->second = distinct_bytes(family, frames);
-        nodes[node].bytes += found->second;
+        if (is_new) found->second = cells_of(family, frames);
+        for (const auto& cell : found->second) bytes[node][takers_of(family, cell, node)] += cell.bytes;
       }
     }
-    for (const auto& [number, node] : nodes) {
-      consider(
-          node.bytes, node.gbs,
-          [&node = node] {
-            return node.first == node.last ? fmt::format("server NIC {}", node.first)
-                                           : fmt::format("NICs of servers {}-{}", node.first, node.last);
-          },
-          node.has_nvlink && node.first != node.last ? ", replicated tensors relayed" : "");
-    }
+    for (const auto& [node, of_node] : bytes) consider_node(of_node);
   }
 
-  // Scales are left out: who owns those of straddling blocks is the planner's choice.
+  [[nodiscard]] std::vector<std::uint32_t> takers_of(const Family& family, const Cell& cell, std::uint32_t node) const {
+    std::vector<std::uint32_t> servers;
+    for (const auto frame : cell.frames) {
+      for (const auto& taker : family.frames[frame].takers) {
+        const auto& links = topology_.servers[taker.server];
+        if (links.node == node && links.nvlink_gbs > 0) servers.push_back(taker.server);
+      }
+    }
+    std::sort(servers.begin(), servers.end());
+    servers.erase(std::unique(servers.begin(), servers.end()), servers.end());
+    return servers;
+  }
+
+  void consider_node(const std::map<std::vector<std::uint32_t>, std::uint64_t>& bytes_of_takers) {
+    std::vector<double> rates;
+    for (const auto& links : topology_.servers) rates.push_back(links.nic_gbs);
+    std::vector<Load> loads;
+    bool is_passed_on = false;
+    loads.reserve(bytes_of_takers.size());
+    for (const auto& [takers, bytes] : bytes_of_takers) {
+      if (std::any_of(takers.begin(), takers.end(), [&](std::uint32_t server) { return rates[server] <= 0; })) return;
+      loads.push_back({bytes, takers});
+      is_passed_on = is_passed_on || takers.size() > 1;
+    }
+    consider_shared(
+        loads, rates,
+        [](const std::vector<std::uint32_t>& ranks) {
+          return fmt::format("{} {}", ranks.size() == 1 ? "server NIC" : "NICs of servers", ranks_text(ranks));
+        },
+        is_passed_on ? ", replicated tensors relayed" : "");
+  }
+
+  // Scales of straddling blocks are left out: which of their holders sends them is the planner's choice.
   void consider_trainers() {
     if (topology_.trainers.size() != trainers_) return;
     std::vector<double> rates;
@@ -171,20 +232,8 @@ class Bounding {
     }
     std::map<std::vector<std::uint32_t>, std::uint64_t> bytes_of_holders;
     for (const auto& family : matches_.families) {
-      std::vector<std::map<Recipe, std::vector<Box>>> distinct(family.shards.size());
-      std::vector<std::uint64_t> bytes(family.shards.size());
-      for (const auto& part : family.parts) {
-        const auto& frame = family.frames[part.frame];
-        if (relay_) {
-          distinct[part.shard][frame.recipe].push_back(part.box);
-        } else {
-          bytes[part.shard] += volume(part.box) * element_bytes(frame.recipe) * frame.takers.size();
-        }
-      }
+      const auto bytes = bytes_out_of(family);
       for (std::size_t shard = 0; shard < family.shards.size(); ++shard) {
-        for (const auto& [recipe, boxes] : distinct[shard]) {
-          bytes[shard] += union_volume(boxes) * element_bytes(recipe);
-        }
         std::vector<std::uint32_t> holders;
         for (const auto& holder : family.shards[shard].holders) {
           if (holders.empty() || holders.back() != holder.trainer) holders.push_back(holder.trainer);
@@ -195,19 +244,66 @@ class Bounding {
     std::vector<Load> loads;
     loads.reserve(bytes_of_holders.size());
     for (auto& [holders, bytes] : bytes_of_holders) loads.push_back({bytes, holders});
+    consider_shared(loads, rates, [](const std::vector<std::uint32_t>& ranks) {
+      return fmt::format("{} {} out", ranks.size() == 1 ? "trainer" : "trainers", ranks_text(ranks));
+    });
+  }
+
+  // What must leave each shard of a family: with relay once, else to every taker.
+  [[nodiscard]] std::vector<std::uint64_t> bytes_out_of(const Family& family) const {
+    struct Wanted {
+      std::vector<Box> boxes;
+      std::vector<Box> blocks;
+    };
+    std::vector<std::uint64_t> bytes(family.shards.size());
+    std::vector<std::map<Recipe, Wanted>> distinct(family.shards.size());
+    for (const auto& part : family.parts) {
+      const auto& frame = family.frames[part.frame];
+      const auto blocks = has_scales(frame.recipe) ? blocks_within(part.box, family.shape, frame.recipe) : std::nullopt;
+      if (relay_) {
+        auto& wanted = distinct[part.shard][frame.recipe];
+        wanted.boxes.push_back(part.box);
+        if (blocks) wanted.blocks.push_back(*blocks);
+      } else {
+        const auto once =
+            volume(part.box) * element_bytes(frame.recipe) + (blocks ? volume(*blocks) * scale_bytes(frame.recipe) : 0);
+        bytes[part.shard] += once * frame.takers.size();
+      }
+    }
+    for (std::size_t shard = 0; shard < family.shards.size(); ++shard) {
+      for (const auto& [recipe, wanted] : distinct[shard]) {
+        bytes[shard] += union_volume(wanted.boxes) * element_bytes(recipe);
+        if (!wanted.blocks.empty()) bytes[shard] += union_volume(wanted.blocks) * scale_bytes(recipe);
+      }
+    }
+    return bytes;
+  }
+
+  // The optimum of sharing the loads out; set by those who are busy all the time, whom name(ranks) names.
+  template <class Name>
+  void consider_shared(const std::vector<Load>& loads, const std::vector<double>& rates, const Name& name,
+                       const char* note = "") {
     const auto shares = share(loads, rates);
-    std::vector<std::uint64_t> out(trainers_);
+    std::map<std::uint32_t, std::uint64_t> out;
     for (std::size_t i = 0; i < loads.size(); ++i) {
       for (std::size_t j = 0; j < loads[i].carriers.size(); ++j) out[loads[i].carriers[j]] += shares.bytes[i][j];
     }
-    std::size_t busiest = 0;
-    const auto seconds_of = [&](std::size_t rank) { return static_cast<double>(out[rank]) / (rates[rank] * kGiga); };
-    for (std::size_t rank = 1; rank < out.size(); ++rank) {
-      if (seconds_of(rank) > seconds_of(busiest)) busiest = rank;
+    double longest = 0;
+    const auto seconds_of = [&](const auto& carried) {
+      return static_cast<double>(carried.second) / (rates[carried.first] * kGiga);
+    };
+    for (const auto& carried : out) longest = std::max(longest, seconds_of(carried));
+    std::vector<std::uint32_t> busiest;
+    std::uint64_t bytes = 0;
+    for (const auto& carried : out) {
+      constexpr std::uint64_t kSlackBytes = 2;  // shares are of whole bytes
+      if (seconds_of(std::pair(carried.first, carried.second + kSlackBytes)) < longest) continue;
+      busiest.push_back(carried.first);
+      bytes += carried.second;
     }
     // Whole bytes may take one byte more than the optimum.
-    consider_seconds(std::min(shares.seconds, seconds_of(busiest)), out[busiest],
-                     [&] { return fmt::format("trainer {} out", busiest); });
+    consider_seconds(
+        std::min(shares.seconds, longest), bytes, [&] { return name(busiest); }, busiest.size() > 1 ? note : "");
   }
 
   const Topology& topology_;

@@ -15,8 +15,11 @@ struct Bound {
 
 // No schedule can be faster. Without relay: the bytes into each server, and out of the trainers the optimum of the flow
 // that chooses among replicas of a source. With relay bytes may be copied on the way, which a flow cannot model; then
-// the bound is that of cuts: distinct bytes into each node over its NICs, into each server over its NICs and NVLink,
-// and out of each group of owners. Knows nothing of plans; throws what make_plan() does.
+// the bound is that of cuts: distinct bytes into each node over the NICs of those of its servers that take them (a flow
+// again), into each server over its NICs and NVLink, and out of each group of owners. It lets servers pass on whatever
+// they have; a plan passes on between servers that take the same box alone, so between pools that cut tensors
+// differently it may need up to as many times the trainers' time as there are such pools. Knows nothing of plans; throws
+// what make_plan() does.
 [[nodiscard]] Bound lower_bound(const Catalogs& catalogs, const Topology& topology, bool relay,
                                 const std::vector<std::string>& unused_tensors = {});
 

@@ -47,19 +47,6 @@ std::string fine_size_text(uint64_t bytes) {
   return bytes >= 999'999'500 ? fmt::format("{:.3f} GB", static_cast<double>(bytes) / 1e9) : size_text(bytes);
 }
 
-// "0-7, 64-71"
-std::string ranks_text(const std::vector<uint32_t>& ranks) {
-  constexpr std::size_t kMostBytes = 48;
-  std::string text;
-  for (std::size_t begin = 0, end = 0; begin < ranks.size(); begin = end) {
-    for (end = begin + 1; end < ranks.size() && ranks[end] == ranks[end - 1] + 1;) ++end;
-    if (text.size() > kMostBytes) return text + ", ...";
-    if (begin > 0) text += ", ";
-    text += end - begin == 1 ? fmt::format("{}", ranks[begin]) : fmt::format("{}-{}", ranks[begin], ranks[end - 1]);
-  }
-  return text;
-}
-
 // One line per class: "  16 of 128  11.476 GB each  11,476,111,360 bytes  trainers 0-7, 64-71"
 std::string classes_text(std::string_view role, std::string_view do_what, const std::vector<uint64_t>& bytes) {
   const auto total = std::accumulate(bytes.begin(), bytes.end(), uint64_t{0});

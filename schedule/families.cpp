@@ -173,9 +173,9 @@ class Grouping {
     auto& first = catalog.role == Role::trainer ? known.holder : known.taker;
     if (first == nullptr) first = &catalog;
     if (entry.shape == known.entry->shape || !shapes_differ_.empty()) return;
-    shapes_differ_ =
-        fmt::format("tensor {}: {} has the shape {}, {} has {}", entry.tensor, name_of(*known.owner),
-                    to_string(whole(known.entry->shape.get())), name_of(catalog), to_string(whole(entry.shape.get())));
+    shapes_differ_ = fmt::format("tensor {}: {} has the shape {}, {} has {}; all must be of one checkpoint",
+                                 entry.tensor, name_of(*known.owner), to_string(whole(known.entry->shape.get())),
+                                 name_of(catalog), to_string(whole(entry.shape.get())));
   }
 
   void require_holders() const {
@@ -196,7 +196,7 @@ class Grouping {
       text += fmt::format("; the nearest name that a trainer holds is {}", nearest(names_[*missing], held));
     }
     if (count > 1) text += fmt::format(" ({} more tensors are missing)", count - 1);
-    refuse(text);
+    refuse(text + "; both sides must use the names of one checkpoint");
   }
 
   void require_takers(const std::vector<std::string>& unused_tensors) const {

@@ -142,10 +142,11 @@ class Matcher {
       for (const auto& box : missing) subtract(box, family.parts[part].box, left);
       missing = std::move(left);
     }
-    refuse(fmt::format("tensor {}: server {} takes {}, of which no trainer holds {}{}", family.name,
-                       family.frames[frame].takers.front().server, to_string(family.frames[frame].box),
-                       to_string(missing.front()),
-                       missing.size() > 1 ? fmt::format(" and {} more boxes", missing.size() - 1) : ""));
+    refuse(fmt::format(
+        "tensor {}: server {} takes {}, of which no trainer holds {}{}; some trainer must hold every "
+        "element that a server takes",
+        family.name, family.frames[frame].takers.front().server, to_string(family.frames[frame].box),
+        to_string(missing.front()), missing.size() > 1 ? fmt::format(" and {} more boxes", missing.size() - 1) : ""));
   }
 
   const TensorFamily& uses_;

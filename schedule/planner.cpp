@@ -255,11 +255,13 @@ class Planner {
     for (const auto& piece : chunks_of(step.box, step.frame, step.recipe, plan_.chunk_bytes)) {
       const auto bytes = bytes_of(piece, step.recipe);
       if (bytes <= options_.scratch_bytes) continue;
+      // A piece is no smaller than a row of blocks: then a smaller chunk changes nothing.
+      const auto remedy = bytes > plan_.chunk_bytes ? "" : " or lower chunk_bytes";
       throw Error(
           Code::invalid_argument,
           fmt::format("tensor {}: trainer {} casts {} at a time, {} bytes, which is more than its scratch memory "
-                      "of {} bytes; raise scratch_bytes to {} or lower chunk_bytes",
-                      family.name, step.trainer, to_string(piece), bytes, options_.scratch_bytes, bytes));
+                      "of {} bytes; raise scratch_bytes to {}{}",
+                      family.name, step.trainer, to_string(piece), bytes, options_.scratch_bytes, bytes, remedy));
     }
   }
 
@@ -292,6 +294,10 @@ class Planner {
         ->scales;
   }
 
+  static bool have_nvlink(const RankLinks& a, const RankLinks& b) {
+    return a.node == b.node && a.nvlink_gbs > 0 && b.nvlink_gbs > 0;
+  }
+
   template <class AnyStep>
   void count_bytes(const AnyStep& step, std::uint64_t bytes) {
     for (const auto& to : step.destinations) {
@@ -300,7 +306,7 @@ class Planner {
       if (!to.relay) {
         load.nic_in += bytes;
         plan_.trainer_bytes[step.trainer] += bytes;
-      } else if (topology_.servers[*to.relay].node == topology_.servers[to.server].node) {
+      } else if (have_nvlink(topology_.servers[*to.relay], topology_.servers[to.server])) {
         load.nvlink_in += bytes;
         plan_.server_loads[*to.relay].nvlink_out += bytes;
       } else {

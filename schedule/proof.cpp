@@ -167,14 +167,16 @@ void check_totals(const Plan& plan, const Catalogs& catalogs, const Topology& to
   std::vector<std::uint64_t> out(catalogs.trainers.size());
   std::vector<std::uint64_t> in(catalogs.servers.size());
   std::vector<ServerLoad> loads(catalogs.servers.size());
-  const auto share_node = [&](std::uint32_t a, std::uint32_t b) {
-    return a < topology.servers.size() && b < topology.servers.size() &&
-           topology.servers[a].node == topology.servers[b].node;
+  const auto has_nvlink = [&](std::uint32_t rank) {
+    return rank < topology.servers.size() && topology.servers[rank].nvlink_gbs > 0;
+  };
+  const auto share_nvlink = [&](std::uint32_t a, std::uint32_t b) {
+    return has_nvlink(a) && has_nvlink(b) && topology.servers[a].node == topology.servers[b].node;
   };
   const auto count = [&](const auto& step, std::uint64_t bytes) {
     for (const auto& to : step.destinations) {
       in[to.server] += bytes;
-      const bool by_nvlink = to.relay && share_node(*to.relay, to.server);
+      const bool by_nvlink = to.relay && share_nvlink(*to.relay, to.server);
       (by_nvlink ? loads[to.server].nvlink_in : loads[to.server].nic_in) += bytes;
       if (!to.relay) {
         out[step.trainer] += bytes;

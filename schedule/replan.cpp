@@ -294,9 +294,10 @@ class Replanning {
     for (auto& step : plan_.scale_steps) change(step.destinations);
   }
 
-  [[nodiscard]] bool share_node(std::uint32_t a, std::uint32_t b) const {
+  [[nodiscard]] bool share_nvlink(std::uint32_t a, std::uint32_t b) const {
     const auto& links = topology_.servers;
-    return a < links.size() && b < links.size() && links[a].node == links[b].node;
+    return a < links.size() && b < links.size() && links[a].node == links[b].node && links[a].nvlink_gbs > 0 &&
+           links[b].nvlink_gbs > 0;
   }
 
   void add_servers() {
@@ -343,7 +344,8 @@ class Replanning {
 
   // Within a node that has joined bytes are passed on as in the node that is its model; else the trainer sends them.
   [[nodiscard]] std::optional<std::uint32_t> relay_of(std::uint32_t server, const Ranks& relays) const {
-    const auto near = std::find_if(relays.begin(), relays.end(), [&](auto relay) { return share_node(relay, server); });
+    const auto near =
+        std::find_if(relays.begin(), relays.end(), [&](auto relay) { return share_nvlink(relay, server); });
     return near == relays.end() ? std::nullopt : std::optional(*near);
   }
 
@@ -399,7 +401,7 @@ class Replanning {
           plan_.trainer_bytes[step.trainer] += bytes;
           continue;
         }
-        const bool is_near = share_node(*to.relay, to.server);
+        const bool is_near = share_nvlink(*to.relay, to.server);
         (is_near ? load.nvlink_in : load.nic_in) += bytes;
         auto& relay = plan_.server_loads[*to.relay];
         (is_near ? relay.nvlink_out : relay.nic_out) += bytes;

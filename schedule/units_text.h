@@ -1,10 +1,13 @@
-// Sizes and times as people read them; decimal units. The limits are where rounding would give 1000.0 of the smaller.
+// Sizes, times and ranks as people read them; decimal units. The limits are where rounding would give 1000.0 of the
+// smaller.
 #pragma once
 
 #include <fmt/format.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace weightcast {
 
@@ -20,6 +23,19 @@ namespace weightcast {
 // "1.233 s", "753.75 ms"
 [[nodiscard]] inline std::string time_text(double seconds) {
   return seconds >= 0.999995 ? fmt::format("{:.3f} s", seconds) : fmt::format("{:.2f} ms", seconds * 1e3);
+}
+
+// "0-7, 64-71", of ascending ranks; not longer than a line has room for.
+[[nodiscard]] inline std::string ranks_text(const std::vector<std::uint32_t>& ranks) {
+  constexpr std::size_t kMostBytes = 48;
+  std::string text;
+  for (std::size_t begin = 0, end = 0; begin < ranks.size(); begin = end) {
+    for (end = begin + 1; end < ranks.size() && ranks[end] == ranks[end - 1] + 1;) ++end;
+    if (text.size() > kMostBytes) return text + ", ...";
+    if (begin > 0) text += ", ";
+    text += end - begin == 1 ? fmt::format("{}", ranks[begin]) : fmt::format("{}-{}", ranks[begin], ranks[end - 1]);
+  }
+  return text;
 }
 
 }  // namespace weightcast

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <charconv>
 #include <nlohmann/json.hpp>
 
@@ -16,21 +15,30 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-bool is_hardware(std::string_view key) {
-  constexpr std::array<std::string_view, 5> kKeys = {"nodes", "gpus_per_node", "nics_per_gpu", "nic_gbs", "nvlink_gbs"};
-  return std::find(kKeys.begin(), kKeys.end(), key) != kKeys.end();
-}
+using Keys = std::vector<std::string_view>;
+
+const Keys kHardware = {"nodes", "gpus_per_node", "nics_per_gpu", "nic_gbs", "nvlink_gbs"};
+const Keys kTrainers = {"pp", "dp", "fsdp", "cp", "ep", "tp", "layers_per_stage", "order", "shard_over_ep"};
+const Keys kServers = {"replicas", "pp", "dp", "tp", "ep", "attention", "layers_per_stage"};
+
+bool has(const Keys& keys, std::string_view key) { return std::find(keys.begin(), keys.end(), key) != keys.end(); }
 
 Json& part_of(Json& document, std::string_view key) { return document[std::string(key)]; }
 
-void set_of_side(Json& side, std::string key, Json value, const std::string& setting) {
+void set_of_side(Json& side, const Keys& layout, std::string key, Json value, const std::string& setting) {
   if (key == "nic_gbps") {
     constexpr double kBits = 8;
     if (!value.is_number()) refuse(fmt::format("--set {}: must be a number of Gbit/s", setting));
     key = "nic_gbs";
     value = value.get<double>() / kBits;
   }
-  if (side.is_object()) part_of(part_of(side, is_hardware(key) ? "hardware" : "layout"), key) = std::move(value);
+  if (!has(layout, key) && !has(kHardware, key)) {
+    auto known = layout;
+    known.insert(known.end(), kHardware.begin(), kHardware.end());
+    refuse(fmt::format("--set {}: unknown key \"{}\"; the nearest known one is \"{}\"", setting, key,
+                       nearest(key, known)));
+  }
+  part_of(part_of(side, has(layout, key) ? "layout" : "hardware"), key) = std::move(value);
 }
 
 void set(Json& document, const std::string& setting) {
@@ -49,9 +57,11 @@ void set(Json& document, const std::string& setting) {
     return;
   }
   const auto key = path.substr(dot + 1);
-  if (part == "trainer" || part == "trainers") return set_of_side(document["trainers"], key, std::move(value), setting);
+  if (part == "trainer" || part == "trainers") {
+    return set_of_side(document["trainers"], kTrainers, key, std::move(value), setting);
+  }
   if (part == "server" || part == "servers") {
-    for (auto& pool : document["servers"]) set_of_side(pool, key, value, setting);
+    for (auto& pool : document["servers"]) set_of_side(pool, kServers, key, value, setting);
     return;
   }
   if (part != "simulation" && part != "model") {

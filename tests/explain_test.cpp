@@ -79,8 +79,11 @@ TEST_CASE("with relay a node's NICs take each byte once, and each trainer sends 
   auto topology = links({1, 1}, {0.5, 0.5});
   for (auto& server : topology.servers) server.node = 7, server.nvlink_gbs = 400;
   const auto bound = bound_of(topology, true);  // server 1's half of w is in server 0's whole, but another frame
-  CHECK(bound.seconds == doctest::Approx(65680 / 1e9));
-  CHECK(bound.binding == "NICs of servers 0-1, 65.68 kB, replicated tensors relayed");
+  CHECK(bound.seconds == doctest::Approx((65680 - 32776) / 0.5e9));
+  CHECK(bound.binding == "server NIC 0, 32.9 kB");  // what server 0 alone takes cannot come through server 1
+  topology.servers[0].nic_gbs = 1;
+  CHECK(bound_of(topology, true).seconds == doctest::Approx(65680 / 1.5e9));
+  CHECK(bound_of(topology, true).binding == "NICs of servers 0-1, 65.68 kB, replicated tensors relayed");
 }
 
 TEST_CASE("ranks that look alike to a reader are one class, the largest first") {

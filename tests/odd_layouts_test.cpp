@@ -111,6 +111,17 @@ Json random_scene(Random& random) {
           {"servers", pools}};
 }
 
+// One pool, whose ranks have the same heads or none in common. What servers take in boxes that overlap is not passed on
+// among them, though the bound would have it.
+bool take_alike(const Json& scene) {
+  if (scene["servers"].size() > 1) return false;
+  const auto& layout = scene["servers"][0]["layout"];
+  constexpr std::int64_t kQueries = 24;
+  const auto of_rank = kQueries / layout["tp"].get<std::int64_t>();
+  const auto of_head = kQueries / scene["model"]["num_key_value_heads"].get<std::int64_t>();
+  return layout["attention"] == "replicated" || of_rank % of_head == 0 || of_head % of_rank == 0;
+}
+
 }  // namespace
 
 TEST_CASE("a cluster of any layout is planned with relay and without, proved, and directly near its bound") {
@@ -137,9 +148,83 @@ TEST_CASE("a cluster of any layout is planned with relay and without, proved, an
       REQUIRE(bound.seconds > 0);
       const auto gap = makespan_s(plan, topology) / bound.seconds - 1;
       CHECK(gap >= -1e-9);
-      // Tensors of a few blocks are not shared out evenly; and who relays is one who takes the tensor, of which the
-      // cuts know nothing.
-      if (!relay) CHECK(gap <= 0.05);
+      if (!relay || take_alike(scene)) CHECK(gap <= 0.06);  // tensors of a few blocks are not shared out evenly
     }
   }
+}
+
+namespace {
+
+Json node_links(std::int64_t nodes, std::int64_t gpus, double nic_gbs, double nvlink_gbs) {
+  Json json = {{"nodes", nodes}, {"gpus_per_node", gpus}, {"nic_gbs", nic_gbs}};
+  if (nvlink_gbs > 0) json["nvlink_gbs"] = nvlink_gbs;
+  return json;
+}
+
+// A model of 70 billion parameters with so many heads.
+Json dense_scene(std::int64_t heads, std::int64_t intermediate, Json trainers, Json servers) {
+  return {{"format", "weightcast.scenario/1"},
+          {"model",
+           {{"model_type", "llama"},
+            {"hidden_size", 8192},
+            {"num_hidden_layers", 80},
+            {"vocab_size", 128256},
+            {"num_attention_heads", heads},
+            {"num_key_value_heads", 8},
+            {"head_dim", 128},
+            {"intermediate_size", intermediate},
+            {"tie_word_embeddings", false}}},
+          {"recipe", "fp8_e4m3_128x128_fp32"},
+          {"trainers", std::move(trainers)},
+          {"servers", std::move(servers)}};
+}
+
+void check_gaps(const Json& scene, double with_relay, double without) {
+  const auto scenario = parsed(scene);
+  const auto catalogs = catalogs_of(scenario);
+  const auto topology = topology_of(scenario);
+  for (const bool relay : {false, true}) {
+    CAPTURE(relay);
+    const auto plan = make_plan(catalogs, topology, PlanOptions{.relay = relay});
+    CHECK_NOTHROW(static_cast<void>(prove(plan, catalogs, topology)));
+    const auto gap = makespan_s(plan, topology) / lower_bound(catalogs, topology, relay).seconds - 1;
+    CHECK(gap >= -1e-9);
+    CHECK(gap <= (relay ? with_relay : without));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("uneven stages to tensor parallelism that does not divide the key and value heads") {
+  const Json trainers = {{"layout", {{"fsdp", 8}, {"tp", 2}, {"pp", 3}, {"layers_per_stage", {27, 27, 26}}}},
+                         {"hardware", node_links(6, 8, 50, 450)}};
+  // Six ranks share eight heads, so neighbours take some of each other's: frames that overlap are not passed on.
+  check_gaps(
+      dense_scene(48, 27648, trainers,
+                  Json::array({{{"layout", {{"replicas", 2}, {"tp", 6}}}, {"hardware", node_links(2, 6, 50, 450)}}})),
+      0.01, 0.001);
+}
+
+TEST_CASE("two pools with different tensor parallelism, one of them with slower NICs and no NVLink") {
+  const Json trainers = {{"layout", {{"fsdp", 24}}}, {"hardware", node_links(3, 8, 50, 450)}};
+  check_gaps(
+      dense_scene(64, 28672, trainers,
+                  Json::array({{{"layout", {{"replicas", 3}, {"tp", 8}}}, {"hardware", node_links(3, 8, 50, 450)}},
+                               {{"layout", {{"replicas", 4}, {"tp", 2}}}, {"hardware", node_links(2, 4, 25, 0)}}})),
+      0.001, 0.001);
+}
+
+TEST_CASE("slow trainers put to one replica in six, and the replicas pass it on from one to the next") {
+  const Json trainers = {{"layout", {{"fsdp", 8}}}, {"hardware", node_links(1, 8, 12.5, 0)}};
+  check_gaps(
+      dense_scene(64, 28672, trainers,
+                  Json::array({{{"layout", {{"replicas", 6}, {"tp", 4}}}, {"hardware", node_links(3, 8, 50, 450)}}})),
+      0.001, 0.001);
+}
+
+TEST_CASE("where NVLink is hardly faster than the NICs, a part of what replicas have in common comes over both") {
+  const Json trainers = {{"layout", {{"fsdp", 16}}}, {"hardware", node_links(2, 8, 50, 450)}};
+  check_gaps(dense_scene(64, 28672, trainers,
+                         Json::array({{{"layout", {{"replicas", 8}}}, {"hardware", node_links(1, 8, 50, 64)}}})),
+             0.35, 0.001);  // 0.56 if NVLink passed all of it on; tensors are divided as wholes
 }

@@ -3,6 +3,9 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <string_view>
+
 #include "schedule/planner.h"
 #include "schedule/simulate_text.h"
 #include "schedule/what_if.h"
@@ -132,6 +135,83 @@ TEST_CASE("jitter comes from the seed alone") {
   CHECK(first.makespan_s == doctest::Approx(1.2 * kWhole).epsilon(0.1));
   options.seed = 2;
   CHECK(simulated(2, 2, options).makespan_s != first.makespan_s);
+}
+
+namespace {
+
+// Two trainers with half a tensor each, two servers with all of it, each on a node of its own or both on one.
+struct Relayed {
+  explicit Relayed(bool share_node) : catalogs(cluster(2, 2)), topology(links(catalogs, 1)) {
+    for (std::size_t i = 0; i < 2; ++i) {
+      topology.servers[i].nvlink_gbs = 100;
+      if (share_node) topology.servers[i].node = topology.servers[0].node;
+    }
+    plan = planned(true);
+  }
+  [[nodiscard]] Plan planned(bool relay) const {
+    return make_plan(catalogs, topology, PlanOptions{.chunk_bytes = 256 << 10, .relay = relay});
+  }
+  [[nodiscard]] SimulationResult simulated(const SimulationOptions& options = {}) const {
+    return simulate(plan, catalogs, topology, options);
+  }
+
+  Catalogs catalogs;
+  Topology topology;
+  Plan plan;
+};
+
+const StageUse& stage_of(const SimulationResult& result, std::string_view name) {
+  const auto found =
+      std::find_if(result.stages.begin(), result.stages.end(), [&](const StageUse& use) { return use.stage == name; });
+  REQUIRE(found != result.stages.end());
+  return *found;
+}
+
+}  // namespace
+
+TEST_CASE("with relay each NIC of a node takes its share once, and NVLink the rest in a hundredth of that time") {
+  Relayed relayed(true);
+  const auto result = relayed.simulated();
+  CHECK(result.makespan_s == doctest::Approx(0.5 * kWhole).epsilon(0.03));
+  CHECK(stage_of(result, "take").mean > 0.95);
+  CHECK(stage_of(result, "relay").mean == doctest::Approx(0.01).epsilon(0.05));
+  relayed.plan = relayed.planned(false);
+  const auto direct = relayed.simulated();
+  CHECK(direct.makespan_s == doctest::Approx(kWhole).epsilon(0.03));
+  CHECK(std::none_of(direct.stages.begin(), direct.stages.end(), [](const auto& use) { return use.stage == "relay"; }));
+}
+
+TEST_CASE("where NVLink is slower than the NICs, what is passed on sets the time") {
+  Relayed relayed(true);
+  for (auto& server : relayed.topology.servers) server.nvlink_gbs = 0.25;
+  const auto result = relayed.simulated();  // each passes half a tensor on
+  CHECK(result.makespan_s == doctest::Approx(2 * kWhole).epsilon(0.05));
+  CHECK(result.binding.starts_with("relay of server"));
+}
+
+TEST_CASE("a relay that straggles holds up whom it serves, who would be ready in time without it") {
+  SimulationOptions options;
+  options.stragglers = {{Role::server, 0, 4}};
+  Relayed relayed(true);
+  const auto result = relayed.simulated(options);
+  CHECK(result.server_ready_s[0] == doctest::Approx(2 * kWhole).epsilon(0.05));
+  CHECK(result.server_ready_s[1] == doctest::Approx(2 * kWhole).epsilon(0.05));
+  relayed.plan = relayed.planned(false);
+  const auto direct = relayed.simulated(options);
+  CHECK(direct.server_ready_s[0] == doctest::Approx(4 * kWhole).epsilon(0.05));
+  CHECK(direct.server_ready_s[1] < 1.5 * kWhole);
+}
+
+TEST_CASE("from node to node a replica passes on through its NIC, and spares a slow trainer the second put") {
+  Relayed relayed(false);
+  for (auto& trainer : relayed.topology.trainers) trainer.nic_gbs = 0.5;
+  relayed.plan = relayed.planned(true);
+  const auto result = relayed.simulated();
+  CHECK(result.makespan_s == doctest::Approx(kWhole).epsilon(0.05));
+  CHECK(std::any_of(result.spans.begin(), result.spans.end(),
+                    [](const Span& span) { return span.role == Role::server && lanes()[span.lane] == "send"; }));
+  relayed.plan = relayed.planned(false);
+  CHECK(relayed.simulated().makespan_s == doctest::Approx(2 * kWhole).epsilon(0.05));
 }
 
 TEST_CASE("told to gather, a trainer's thread takes its time before each put") {

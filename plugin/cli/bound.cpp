@@ -30,9 +30,9 @@ std::string line_of_bound(const char* kind, const Bound& bound) {
   return fmt::format("{:<14}{:>10}  {}\n", kind, time_text(bound.seconds), bound.binding);
 }
 
-int run_bound(const BoundOptions& options) {
-  const auto [catalogs, known] = load_cluster(options.input.files);
-  const auto topology = overridden(known, catalogs, options.rates);
+int run_bound(const Cluster& cluster, const BoundOptions& options) {
+  const auto& catalogs = cluster.catalogs;
+  const auto topology = overridden(cluster.topology, catalogs, options.rates);
   const auto unused = options_of(options.input).unused_tensors;
   const auto relayed = lower_bound(catalogs, topology, true, unused);
   const auto direct = lower_bound(catalogs, topology, false, unused);
@@ -60,7 +60,11 @@ void add_bound(CLI::App& app, Action& action) {
   add_plan_input(command, options->input);
   add_rates(command, options->rates);
   add_json(command, options->json);
-  command.callback([&action, options] { action = [options] { return run_bound(*options); }; });
+  command.callback([&action, options] {
+    action = [options] {
+      return with_cluster(options->input.files, [&](const Cluster& cluster) { return run_bound(cluster, *options); });
+    };
+  });
 }
 
 }  // namespace weightcast::cli

@@ -1,9 +1,12 @@
 #include "plugin/cli/catalogs.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <map>
+#include <regex>
 #include <tuple>
 #include <utility>
 
@@ -31,7 +34,11 @@ void add_no_relay(CLI::App& command, bool& without_relay) {
 
 void add_rates(CLI::App& command, GivenRates& rates) {
   const auto rate = [&](const char* flag, double& value, const char* what) {
-    command.add_option(flag, value, what)->check(CLI::PositiveNumber)->type_name("GB/s");
+    const auto is_positive = [](const std::string& text) {
+      const double given = std::strtod(text.c_str(), nullptr);
+      return given > 0 ? std::string() : fmt::format("{} is not above 0", text);
+    };
+    command.add_option(flag, value, what)->check(CLI::Validator(is_positive, ""))->type_name("GB/s");
   };
   rate("--trainer-gbs", rates.trainer_out, "rate out of each trainer");
   rate("--server-gbs", rates.server_in, "rate into each server");
@@ -71,12 +78,15 @@ struct File {
   std::string text;
 };
 
-Catalogs parse_catalogs(const std::vector<File>& files) {
+using RankFiles = std::map<std::string, std::string>;  // by "trainer 3"
+
+Catalogs parse_catalogs(const std::vector<File>& files, RankFiles& file_of) {
   std::map<std::uint32_t, std::pair<Catalog, std::string>> trainers;
   std::map<std::uint32_t, std::pair<Catalog, std::string>> servers;
   for (const auto& [file, text] : files) {
     auto catalog = parse_catalog(text, file);
     auto& role = catalog.role == Role::trainer ? trainers : servers;
+    file_of[fmt::format("{} {}", to_string(catalog.role), catalog.rank)] = file;
     const auto [at, is_new] = role.try_emplace(catalog.rank, catalog, file);
     if (!is_new) {
       throw Error(Code::invalid_argument,
@@ -89,7 +99,8 @@ Catalogs parse_catalogs(const std::vector<File>& files) {
     for (auto& [rank, catalog] : *from) {
       if (rank != to->size()) {
         throw Error(Code::invalid_argument,
-                    fmt::format("the catalog of {} {} is missing: ranks count from 0 without gaps", name, to->size()));
+                    fmt::format("the catalog of {} {} is missing: ranks count from 0 without gaps; give its file too",
+                                name, to->size()));
       }
       to->push_back(std::move(catalog.first));
     }
@@ -98,20 +109,45 @@ Catalogs parse_catalogs(const std::vector<File>& files) {
   return catalogs;
 }
 
+// The files of the ranks that the error names, behind it.
+Error with_files(const Error& error, const RankFiles& file_of) {
+  const std::string text = error.what();
+  static const std::regex rank("(trainer|server) [0-9]+");
+  std::vector<std::string> named;
+  for (auto found = std::sregex_iterator(text.begin(), text.end(), rank); found != std::sregex_iterator(); ++found) {
+    const auto file = file_of.find(found->str());
+    if (file == file_of.end()) continue;
+    auto words = fmt::format("{} is {}", file->first, file->second);
+    if (std::find(named.begin(), named.end(), words) == named.end()) named.push_back(std::move(words));
+  }
+  return {error.code(), named.empty() ? text : fmt::format("{} ({})", text, fmt::join(named, ", "))};
+}
+
 }  // namespace
 
-Cluster load_cluster(const std::vector<std::string>& names) {
+Error in_file(const Error& error, const std::string& file) {
+  const std::string_view text = error.what();
+  return {error.code(), text.starts_with(file) ? std::string(text) : fmt::format("{}: {}", file, text)};
+}
+
+int with_cluster(const std::vector<std::string>& names, const std::function<int(const Cluster&)>& work) {
   std::vector<File> files;
   files.reserve(names.size());
   for (const auto& name : names) files.push_back({name, read_text_file(name)});
   const auto scenario = std::find_if(files.begin(), files.end(), [](const File& f) { return is_scenario(f.text); });
-  if (scenario == files.end()) return {parse_catalogs(files), {}};
-  if (files.size() > 1) {
+  if (scenario != files.end() && files.size() > 1) {
     throw Error(Code::invalid_argument,
                 fmt::format("{} is a scenario: it makes all catalogs, give no other file", scenario->name));
   }
-  const auto parsed = parse_scenario(scenario->text, scenario->name);
-  return {catalogs_of(parsed), topology_of(parsed)};
+  RankFiles file_of;
+  try {
+    if (scenario == files.end()) return work({parse_catalogs(files, file_of), {}});
+    const auto parsed = parse_scenario(scenario->text, scenario->name);
+    return work({catalogs_of(parsed), topology_of(parsed)});
+  } catch (const Error& error) {
+    if (error.code() != Code::invalid_argument) throw;
+    throw scenario == files.end() ? with_files(error, file_of) : in_file(error, scenario->name);
+  }
 }
 
 PlanOptions options_of(const PlanInput& input) {

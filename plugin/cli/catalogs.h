@@ -2,6 +2,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -9,6 +10,7 @@
 #include "schedule/planner.h"
 #include "schedule/topology.h"
 #include "schedule/what_if.h"
+#include "transport/base/status.h"
 
 namespace weightcast::cli {
 
@@ -40,9 +42,12 @@ struct Cluster {
   Catalogs catalogs;
   Topology topology;  // a scenario's; catalogs know none
 };
-// A scenario alone, or one catalog a file, in any order; each role's ranks without gaps or repetition. Throws
-// Error{invalid_argument}.
-[[nodiscard]] Cluster load_cluster(const std::vector<std::string>& files);
+// Runs `work` on a scenario alone, or on one catalog a file, in any order; each role's ranks without gaps or
+// repetition. Throws Error{invalid_argument}. What `work` throws is given the names of the files of the ranks that it
+// names.
+int with_cluster(const std::vector<std::string>& files, const std::function<int(const Cluster&)>& work);
+// The error, with the file in front unless it is there.
+[[nodiscard]] Error in_file(const Error& error, const std::string& file);
 // What the configuration file and the flags say, with relay unless they say no.
 [[nodiscard]] PlanOptions options_of(const PlanInput& input);
 

@@ -10,13 +10,32 @@
 
 namespace weightcast::cli {
 
+namespace {
+
+struct CatalogsOptions {
+  std::string file;
+  std::string folder;
+  bool json = false;
+};
+
+int write_catalogs(const Catalogs& catalogs, const CatalogsOptions& options) {
+  auto files = nlohmann::json::array();
+  for (const auto* side : {&catalogs.trainers, &catalogs.servers}) {
+    for (const auto& catalog : *side) {
+      const auto name = fmt::format("{}{}.catalog.json", to_string(catalog.role), catalog.rank);
+      const auto path = (std::filesystem::path(options.folder) / name).string();
+      ReportFile(path).keep(to_json(catalog));
+      files.push_back(path);
+    }
+  }
+  print(options.json ? files.dump() + "\n" : fmt::format("{} catalogs in {}\n", files.size(), options.folder));
+  return kDone;
+}
+
+}  // namespace
+
 void add_catalogs(CLI::App& app, Action& action) {
-  struct Options {
-    std::string file;
-    std::string folder;
-    bool json = false;
-  };
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<CatalogsOptions>();
   auto& command = add_command(app, "catalogs", "Writes the catalogs that the ranks of a scenario would send",
                               "weightcast catalogs scenario.json folder");
   command.add_option("file", options->file, "a scenario")->required();
@@ -26,18 +45,8 @@ void add_catalogs(CLI::App& app, Action& action) {
   add_json(command, options->json);
   command.callback([&action, options] {
     action = [options] {
-      const auto catalogs = load_cluster({options->file}).catalogs;
-      auto files = nlohmann::json::array();
-      for (const auto* side : {&catalogs.trainers, &catalogs.servers}) {
-        for (const auto& catalog : *side) {
-          const auto name = fmt::format("{}{}.catalog.json", to_string(catalog.role), catalog.rank);
-          const auto path = (std::filesystem::path(options->folder) / name).string();
-          ReportFile(path).keep(to_json(catalog));
-          files.push_back(path);
-        }
-      }
-      print(options->json ? files.dump() + "\n" : fmt::format("{} catalogs in {}\n", files.size(), options->folder));
-      return kDone;
+      return with_cluster({options->file},
+                          [&](const Cluster& cluster) { return write_catalogs(cluster.catalogs, *options); });
     };
   });
 }

@@ -53,9 +53,13 @@ PlanOutline outline_of(const std::string& file, const WhatIf& changes, bool rela
   }
   if (!is_scenario(text))
     throw Error(Code::invalid_argument, fmt::format("{}: is no scenario and no saved plan", file));
-  auto planned = cluster_of(text, file, changes, relay);
-  planned.plan = make_plan(planned.catalogs, planned.topology, PlanOptions{.relay = relay});
-  return outline_of(planned);
+  try {
+    auto planned = cluster_of(text, file, changes, relay);
+    planned.plan = make_plan(planned.catalogs, planned.topology, PlanOptions{.relay = relay});
+    return outline_of(planned);
+  } catch (const Error& error) {
+    throw in_file(error, file);
+  }
 }
 
 // Ranks that leave or join, and nothing else: the other steps stay.
@@ -92,7 +96,11 @@ int run_diff(const DiffOptions& options) {
   }
   const auto text = read_text_file(options.before);
   if (options.after.empty() && options.changes.settings.empty() && is_scenario(text)) {
-    return run_incremental(options, text);
+    try {
+      return run_incremental(options, text);
+    } catch (const Error& error) {
+      throw in_file(error, options.before);
+    }
   }
   const auto before = outline_of(options.before, {}, !options.without_relay);
   const auto after =

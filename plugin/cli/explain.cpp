@@ -47,16 +47,34 @@ std::string steps_of(const Plan& plan, const Catalogs& catalogs, const std::stri
   return text;
 }
 
+struct ExplainOptions {
+  PlanInput input;
+  GivenRates rates;
+  std::string tensor;
+  bool json = false;
+};
+
+int run_explain(const Cluster& cluster, const ExplainOptions& options) {
+  const auto& catalogs = cluster.catalogs;
+  const auto topology = overridden(cluster.topology, catalogs, options.rates);
+  auto planning = options_of(options.input);
+  const auto plan = make_plan(catalogs, topology, planning);
+  if (!options.tensor.empty()) {
+    print(steps_of(plan, catalogs, options.tensor));
+    return kDone;
+  }
+  const auto bound = lower_bound(catalogs, topology, planning.relay, planning.unused_tensors);
+  planning.relay = false;
+  const auto direct = make_plan(catalogs, topology, planning);
+  const Context context{catalogs, topology, bound, direct.trainer_bytes, direct.server_bytes};
+  print(options.json ? explain_json(plan, context) + "\n" : explain(plan, context));
+  return kDone;
+}
+
 }  // namespace
 
 void add_explain(CLI::App& app, Action& action) {
-  struct Options {
-    PlanInput input;
-    GivenRates rates;
-    std::string tensor;
-    bool json = false;
-  };
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<ExplainOptions>();
   auto& command = add_command(app, "explain", "Says who sends what to whom, and how fast it could be at best",
                               "weightcast explain scenario.json\n"
                               "  weightcast explain --server-gbs 50 --trainer-gbs 50 *.catalog.json\n"
@@ -68,20 +86,7 @@ void add_explain(CLI::App& app, Action& action) {
   command.add_flag("--json", options->json, "print the routing table as JSON")->excludes(tensor);
   command.callback([&action, options] {
     action = [options] {
-      const auto [catalogs, known] = load_cluster(options->input.files);
-      const auto topology = overridden(known, catalogs, options->rates);
-      auto planning = options_of(options->input);
-      const auto plan = make_plan(catalogs, topology, planning);
-      if (!options->tensor.empty()) {
-        print(steps_of(plan, catalogs, options->tensor));
-        return kDone;
-      }
-      const auto bound = lower_bound(catalogs, topology, planning.relay, planning.unused_tensors);
-      planning.relay = false;
-      const auto direct = make_plan(catalogs, topology, planning);
-      const Context context{catalogs, topology, bound, direct.trainer_bytes, direct.server_bytes};
-      print(options->json ? explain_json(plan, context) + "\n" : explain(plan, context));
-      return kDone;
+      return with_cluster(options->input.files, [&](const Cluster& cluster) { return run_explain(cluster, *options); });
     };
   });
 }

@@ -36,9 +36,8 @@ int run(int argc, char** argv) {
     cli::flush_output();
     return cli::kDone;
   } catch (const CLI::CallForHelp&) {
-    auto* asked = &app;
-    for (auto* command : app.get_subcommands()) asked = command;
-    cli::print(asked->help());
+    const auto asked = app.get_subcommands();
+    cli::print(asked.empty() ? app.help() : asked.front()->help(app.get_name()));
     cli::flush_output();
     return cli::kDone;
   } catch (const CLI::ParseError& error) {

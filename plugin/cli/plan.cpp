@@ -87,8 +87,8 @@ struct PlanOutput {
   bool tables = false;
 };
 
-int run_plan(const PlanInput& input, const PlanOutput& output) {
-  const auto [catalogs, topology] = load_cluster(input.files);
+int run_plan(const Cluster& cluster, const PlanInput& input, const PlanOutput& output) {
+  const auto& [catalogs, topology] = cluster;
   auto options = options_of(input);
   Took took;
   const auto start = Clock::now();
@@ -151,7 +151,12 @@ void add_plan(CLI::App& app, Action& action) {
   command.add_flag("--json", options->output.json, "print what planning took and the gap to the bound as JSON");
   command.add_flag("--steps", options->output.steps, "print the whole plan as JSON, every step");
   command.add_flag("--tables", options->output.tables, "also say what the largest table of a rank takes, encoded");
-  command.callback([&action, options] { action = [options] { return run_plan(options->input, options->output); }; });
+  command.callback([&action, options] {
+    action = [options] {
+      return with_cluster(options->input.files,
+                          [&](const Cluster& cluster) { return run_plan(cluster, options->input, options->output); });
+    };
+  });
 }
 
 }  // namespace weightcast::cli

@@ -29,13 +29,17 @@ Simulated simulated(const SimulateOptions& options, const std::string& text, con
   drop_ranks(changes, catalogs);
   const auto topology = topology_of(scenario);
   const auto planning = options_of(options.input);
-  const auto plan = make_plan(catalogs, topology, planning);
   Simulated found;
   found.trainers = catalogs.trainers.size();
   found.servers = catalogs.servers.size();
-  for (const auto bytes : plan.server_bytes) found.bytes += bytes;
-  found.bound = lower_bound(catalogs, topology, planning.relay, planning.unused_tensors);
-  found.result = simulate(plan, catalogs, topology, scenario.simulation);
+  try {
+    const auto plan = make_plan(catalogs, topology, planning);
+    for (const auto bytes : plan.server_bytes) found.bytes += bytes;
+    found.bound = lower_bound(catalogs, topology, planning.relay, planning.unused_tensors);
+    found.result = simulate(plan, catalogs, topology, scenario.simulation);
+  } catch (const Error& error) {
+    throw in_file(error, scenario.origin);
+  }
   return found;
 }
 

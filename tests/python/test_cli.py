@@ -8,6 +8,7 @@ import subprocess
 import pytest
 from command_line import path, weightcast
 
+FP8 = "fp8_e4m3_128x128_fp32"
 COMMANDS = ("bench", "bound", "catalogs", "config", "diff", "explain", "keygen", "plan", "simulate")
 
 
@@ -125,6 +126,32 @@ def test_catalogs_that_do_not_fit_together_are_refused(catalogs, tmp_path):
     (tmp_path / "broken.json").write_text('{"format": ')
     assert "broken.json: " in refused("plan", *catalogs, tmp_path / "broken.json", code=2)
     assert "No such file" in refused("plan", *catalogs, tmp_path / "missing.json", code=1)
+
+
+def change_entry(file, **values):
+    document = json.loads(file.read_text())
+    document["entries"][0] |= values
+    file.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("rank, values, words, named", [
+    (1, {"tensor": "v"}, "of which no trainer holds [128:256, 0:64]; some trainer must hold", ("server0",)),
+    (0, {"offset": [64, 0]}, "[64:192, 0:64] of trainer 0 overlaps [128:256, 0:64] of trainer 1", ("trainer0", "trainer1")),
+    (1, {"shape": [512, 64]}, "trainer 0 has the shape [0:256, 0:64], trainer 1 has [0:512, 0:64]", ("trainer0", "trainer1")),
+    (1, {"dtype": "fp16"}, "all trainers must hold the same type", ("trainer0", "trainer1")),
+    (2, {"tensor": "v"}, "missing tensor v: server 0 (replica 0) takes it, no trainer holds it", ("server0",)),
+    (2, {"extent": [100, 64], "recipe": FP8, "scales": {"region": "weights", "byte_offset": 8192}},
+     "the box [0:100, 0:64] cuts blocks of 128x128", ("server0",)),
+])  # fmt: skip
+@pytest.mark.parametrize("command", ["plan", "explain", "bound"])
+def test_what_is_wrong_between_catalogs_names_tensor_ranks_and_their_files(catalogs, command, rank, values, words, named):
+    if rank == 1 and "tensor" in values:  # else a tensor that nobody takes is named first
+        change_entry(catalogs[3], tensor="v")
+    change_entry(catalogs[rank], **values)
+    error = refused(command, *catalogs, code=2)
+    assert words in error and "tensor " in error
+    for name in named:
+        assert f"{name}.json" in error
 
 
 def test_a_tensor_that_no_server_takes_needs_saying_so(catalogs):

@@ -89,7 +89,8 @@ def test_scratch_memory_below_the_largest_piece_is_refused(tmp_path):
     file.write_text('{"performance": {"scratch_bytes": 65536, "chunk_bytes": 32768}}')
     result = weightcast("plan", "--config", file, SCENARIOS / "smollm2-135m_2to2.json", check=False)
     assert (result.returncode, result.stdout) == (2, "")
-    assert "raise scratch_bytes to " in result.stderr and "tensor model." in result.stderr
+    assert result.stderr.startswith(f"weightcast: {SCENARIOS / 'smollm2-135m_2to2.json'}: tensor model.")
+    assert "raise scratch_bytes to " in result.stderr and "lower chunk_bytes" not in result.stderr
 
 
 def test_a_bad_scenario_is_one_line_with_file_and_place(tmp_path):
@@ -193,7 +194,8 @@ def test_catalogs_of_a_scenario_make_its_plan(tmp_path):
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (("--set", "server.nic_gb=25"), 'unknown key "nic_gb"; the nearest known one is'),
+    (("--set", "server.nic_gb=25"), 'unknown key "nic_gb"; the nearest known one is "nic_gbs"'),
+    (("--set", "trainer.attention=split"), 'unknown key "attention"; the nearest known one is'),
     (("--set", "nonsense"), "--set nonsense: must be KEY=VALUE"),
     (("--set", "simulation.windw=3"), 'unknown key "windw"; the nearest known one is "window"'),
     (("--set", "simulation.stragglers=[{\"trainer\": 9, \"factor\": 2}]"), "there is no trainer 9"),
