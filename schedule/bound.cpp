@@ -41,26 +41,40 @@ std::uint64_t union_volume(const std::vector<Box>& boxes, std::size_t axis = 0) 
   return sum;
 }
 
+std::uint64_t bytes_of_values(std::uint64_t values, Recipe recipe) {
+  return values / static_cast<std::uint64_t>(values_of_element(recipe)) * element_bytes(recipe);
+}
+
+// Whose scales go with values of a recipe.
+std::vector<Recipe> scales_of(Recipe recipe) {
+  if (!has_scales(recipe)) return {};
+  if (!has_tensor_scale(recipe)) return {recipe};
+  return {recipe, Recipe::nvfp4_tensor_scale};
+}
+
 // Distinct bytes that these frames of a family want, scales included.
 std::uint64_t distinct_bytes(const Family& family, const std::vector<std::size_t>& frames) {
   std::map<Recipe, std::vector<Box>> boxes;
   for (const auto frame : frames) boxes[family.frames[frame].recipe].push_back(family.frames[frame].box);
   std::uint64_t bytes = 0;
   for (const auto& [recipe, wanted] : boxes) {
-    bytes += union_volume(wanted) * element_bytes(recipe);
-    if (!has_scales(recipe)) continue;
-    std::vector<Box> blocks;
-    blocks.reserve(wanted.size());
-    for (const auto& box : wanted) blocks.push_back(blocks_touched(box, recipe));
-    bytes += union_volume(blocks) * scale_bytes(recipe);
+    bytes += bytes_of_values(union_volume(wanted), recipe);
+    for (const auto scales : scales_of(recipe)) {
+      std::vector<Box> blocks;
+      blocks.reserve(wanted.size());
+      for (const auto& box : wanted) blocks.push_back(blocks_touched(box, scales));
+      bytes += union_volume(blocks) * scale_bytes(scales);
+    }
   }
   return bytes * family.count;
 }
 
 std::uint64_t bytes_of(const Frame& frame) {
-  const auto values = volume(frame.box) * element_bytes(frame.recipe);
-  if (!has_scales(frame.recipe)) return values;
-  return values + volume(blocks_touched(frame.box, frame.recipe)) * scale_bytes(frame.recipe);
+  auto bytes = bytes_of_values(volume(frame.box), frame.recipe);
+  for (const auto scales : scales_of(frame.recipe)) {
+    bytes += volume(blocks_touched(frame.box, scales)) * scale_bytes(scales);
+  }
+  return bytes;
 }
 
 // Decimal units, four digits: "268.2 GB".
@@ -178,12 +192,12 @@ class Bounding {
         if (relay_) {
           distinct[part.shard][frame.recipe].push_back(part.box);
         } else {
-          bytes[part.shard] += volume(part.box) * element_bytes(frame.recipe) * frame.takers.size();
+          bytes[part.shard] += bytes_of_values(volume(part.box), frame.recipe) * frame.takers.size();
         }
       }
       for (std::size_t shard = 0; shard < family.shards.size(); ++shard) {
         for (const auto& [recipe, boxes] : distinct[shard]) {
-          bytes[shard] += union_volume(boxes) * element_bytes(recipe);
+          bytes[shard] += bytes_of_values(union_volume(boxes), recipe);
         }
         std::vector<std::uint32_t> holders;
         for (const auto& holder : family.shards[shard].holders) {
