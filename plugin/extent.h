@@ -10,6 +10,8 @@
 
 namespace weightcast {
 
+// Boxes, views and elements are stored ones here: schedule/blocks.h.
+
 // Bytes from the first element of `frame` to the element at `origin`.
 [[nodiscard]] inline std::uint64_t offset_in_frame(const Box& frame, const std::array<std::int64_t, kMaxAxes>& strides,
                                                    const std::array<std::int64_t, kMaxAxes>& origin) noexcept {

@@ -1,6 +1,7 @@
 #include "plugin/gpu_runs.h"
 
 #include <algorithm>
+#include <tuple>
 
 namespace weightcast {
 
@@ -17,6 +18,22 @@ void append_run(std::vector<GpuRun>& runs, const GpuRun& run, std::uint64_t most
     return;
   }
   runs.push_back(run);
+}
+
+Gathering gather_runs(std::vector<GpuRun> rows, std::uint64_t most_bytes) {
+  std::sort(rows.begin(), rows.end(), [](const GpuRun& a, const GpuRun& b) {
+    return std::tuple(a.server, a.to_region, a.to) < std::tuple(b.server, b.to_region, b.to);
+  });
+  Gathering gathering;
+  gathering.rows.reserve(rows.size());
+  for (GpuRun& row : rows) {
+    gathering.rows.push_back({row.from, gathering.bytes, row.bytes});
+    row.from_region = 0;
+    row.from = gathering.bytes;
+    gathering.bytes += row.bytes;
+    append_run(gathering.runs, row, most_bytes);
+  }
+  return gathering;
 }
 
 GpuRuns part_runs(const std::vector<GpuRun>& runs, const std::function<bool(const GpuRun&)>& is_mapped) {

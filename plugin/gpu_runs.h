@@ -29,6 +29,19 @@ inline constexpr std::uint64_t kShortestPutBetweenGpus = 16 * MiB;
 // most `most_bytes`: runs to several servers alternate.
 void append_run(std::vector<GpuRun>& runs, const GpuRun& run, std::uint64_t most_bytes);
 
+// Rows of one buffer, brought together in another in the order of their targets, so that neighbours there are one run.
+struct Gathering {
+  struct Row {
+    std::uint64_t from = 0;  // in the buffer where they stand
+    std::uint64_t to = 0;    // in the other
+    std::uint64_t bytes = 0;
+  };
+  std::vector<Row> rows;
+  std::vector<GpuRun> runs;  // `from` is in the other buffer, of which from_region is not known yet
+  std::uint64_t bytes = 0;
+};
+[[nodiscard]] Gathering gather_runs(std::vector<GpuRun> rows, std::uint64_t most_bytes);
+
 struct GpuRuns {
   std::vector<GpuRun> stored;  // by a kernel of this process
   std::vector<GpuRun> put;

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstring>
 #include <thread>
 #include <utility>
 
@@ -137,7 +136,7 @@ void GpuSender::lay_out_batches(std::size_t first_chunk, std::size_t end_chunk) 
     std::uint64_t bytes = 0;
     for_each_matrix(pipeline_.chunks_[chunk].box, step.frame, [&](const MatrixView& view) {
       parts.push_back({chunk, view, bytes, false});
-      bytes += aligned(static_cast<std::uint64_t>(view.rows * view.cols) * job.element_bytes);
+      bytes += aligned(static_cast<std::uint64_t>(view.rows) * row_bytes(step.recipe, view.cols));
     });
     parts.back().ends_chunk = true;
     if (!job.as_it_is && bytes > slot_bytes_) {
@@ -177,15 +176,17 @@ void GpuSender::append_runs(const Part& part, std::size_t slot, std::vector<GpuR
   const Pipeline::StepJob& job = pipeline_.jobs_[pipeline_.chunks_[part.chunk].job];
   const TrainerStep& step = pipeline_.table_.steps[job.step];
   const Entry& entry = pipeline_.catalog_.entries[step.entry];
-  const auto row_bytes = static_cast<std::int64_t>(job.element_bytes) * part.view.cols;
-  const std::int64_t pitch = job.as_it_is ? row_stride(entry.strides_bytes, entry.box.axes) : row_bytes;
+  const auto width = static_cast<std::int64_t>(row_bytes(step.recipe, part.view.cols));
+  const std::int64_t pitch = job.as_it_is ? row_stride(entry.strides_bytes, entry.box.axes) : width;
+  const Box frame = stored_box(step.frame, step.recipe);
+  const MatrixView stored = stored_view(part.view, frame.axes, step.recipe);
   for (const Pipeline::Target& target : job.targets) {
     const std::int64_t target_pitch = row_stride(target.strides, step.frame.axes);
-    const bool gapless = part.view.rows == 1 || (pitch == row_bytes && target_pitch == row_bytes);
-    GpuRun run = run_to(target, step.frame, part.view);
+    const bool gapless = part.view.rows == 1 || (pitch == width && target_pitch == width);
+    GpuRun run = run_to(target, frame, stored);
     run.from_region = job.as_it_is ? pipeline_.source_regions_[entry.region] : scratch_region_;
     run.from = job.as_it_is ? byte_at(entry, part.view.origin) : slot * slot_bytes_ + part.offset;
-    run.bytes = static_cast<std::uint64_t>(gapless ? row_bytes * part.view.rows : row_bytes);
+    run.bytes = static_cast<std::uint64_t>(gapless ? width * part.view.rows : width);
     for (std::int64_t row = 0; row < (gapless ? 1 : part.view.rows); ++row) {
       append(runs, run);
       run.from += static_cast<std::uint64_t>(pitch);
@@ -230,76 +231,31 @@ GpuCastJob GpuSender::cast_job(const Part& part, std::size_t slot, std::uint32_t
   cast.source = pipeline_.source_of(step.entry, part.view);
   cast.origin = block_origin(part.view, step.box.axes);
   cast.output = scratch_.get() + slot * slot_bytes_ + part.offset;
-  cast.output_row_bytes = static_cast<std::int64_t>(job.element_bytes) * part.view.cols;
-  cast.frame = digest_frame(job.digest_key, step.frame, part.view, job.element_bytes);
+  cast.output_row_bytes = static_cast<std::int64_t>(row_bytes(step.recipe, part.view.cols));
+  cast.frame = digest_frame(job.digest_key, stored_box(step.frame, step.recipe),
+                            stored_view(part.view, step.frame.axes, step.recipe), job.element_bytes);
   cast.digest_slot = number;
   if (!has_scales(step.recipe)) return cast;
-  if (step.needs_amax && !spans_an_axis(step.recipe)) require_measurable(step.entry, step.recipe);
+  const bool is_against_tensor = has_tensor_scale(step.recipe);
+  if (step.needs_amax && !spans_an_axis(step.recipe) && !is_against_tensor) {
+    require_measurable(step.entry, step.recipe);
+  }
   const Pipeline::GridKey key{step.entry, step.recipe};
   const Box& grid = pipeline_.grids_.at(key).blocks;
   const std::uint64_t first = index_in(grid, blocks_touched_by(part.view, step.box.axes, step.recipe).offset);
   const std::int64_t across = grid.extent[static_cast<std::size_t>(grid.axes - 1)];
   cast.scales = scales_.get() + grids_.at(key) * sizeof(float) + first * scale_bytes(step.recipe);
   cast.scale_row_stride = across;
-  if (step.needs_amax || spans_an_axis(step.recipe)) {
+  cast.amax_row_stride = across;
+  if (is_against_tensor) {
+    const Pipeline::GridKey tensor{step.entry, Recipe::nvfp4_tensor_scale};
+    const Box matrix = blocks_touched_by(part.view, step.box.axes, tensor.second);
+    cast.amax = reinterpret_cast<float*>(maxima_.get()) + grids_.at(tensor) +
+                index_in(pipeline_.grids_.at(tensor).blocks, matrix.offset);
+  } else if (step.needs_amax || spans_an_axis(step.recipe)) {
     cast.amax = reinterpret_cast<float*>(maxima_.get()) + grids_.at(key) + first;
   }
-  cast.amax_row_stride = across;
   return cast;
-}
-
-// The maxima of straddling blocks one behind the other, as their messages hold them; those of blocks that span an axis
-// where casts look for them.
-void GpuSender::lay_out_measuring() {
-  measuring_.clear();
-  const auto add = [this](std::uint32_t entry, Recipe recipe, const MatrixView& view, float* to) {
-    const int axes = pipeline_.catalog_.entries[entry].box.axes;
-    const Box blocks = blocks_touched_by(view, axes, recipe);
-    GpuCastJob job;
-    job.source = pipeline_.source_of(entry, view);
-    job.origin = block_origin(view, axes);
-    job.amax = to;
-    job.amax_row_stride = blocks.extent[static_cast<std::size_t>(blocks.axes - 1)];
-    measuring_[recipe].jobs.push_back(job);
-    measuring_[recipe].matrices.push_back({{entry, recipe}, view});
-    return to + elements(blocks);
-  };
-  for (const Pipeline::Spanning& rows : pipeline_.spanning_) {
-    const Box& grid = pipeline_.grids_.at(rows.key).blocks;
-    const Box blocks = blocks_touched_by(rows.view, grid.axes, rows.key.second);
-    (void)add(rows.key.first, rows.key.second, rows.view,
-              reinterpret_cast<float*>(maxima_.get()) + grids_.at(rows.key) + index_in(grid, blocks.offset));
-  }
-  std::uint64_t values = 0;
-  for (const Pipeline::Outgoing& out : pipeline_.outgoing_) values += out.values;
-  outgoing_ = DeviceBuffer(values * sizeof(float));
-  outgoing_host_ = PinnedBuffer(values * sizeof(float));
-  auto* next = reinterpret_cast<float*>(outgoing_.get());
-  for (const AmaxMessage& exchange : pipeline_.table_.amax_out) {
-    for (const AmaxPart& run : exchange.parts) {
-      if (spans_an_axis(run.recipe)) {
-        next += elements(run.blocks);  // copied from the grid, on the host
-        continue;
-      }
-      require_measurable(run.from_entry, run.recipe);
-      for_each_matrix(pipeline_.shared_elements(run), pipeline_.catalog_.entries[run.from_entry].box,
-                      [&](const MatrixView& view) { next = add(run.from_entry, run.recipe, view, next); });
-    }
-  }
-  for (auto& [recipe, of_recipe] : measuring_) {
-    of_recipe.measure.emplace(recipe, of_recipe.jobs);
-    of_recipe.findings = std::make_unique<GpuFindings>(1);
-  }
-}
-
-// The kernels measure blocks of 128x128, rows and matrices.
-void GpuSender::require_measurable(std::uint32_t entry, Recipe recipe) const {
-  if (block_shape(recipe).rows == kBlock && block_shape(recipe).cols == kBlock) return;
-  throw Error(Code::invalid_argument,
-              fmt::format("{}: '{}' is cut inside {} of {}, which CUDA memory cannot be: cut its columns at multiples "
-                          "of {}",
-                          name_of(pipeline_.catalog_), pipeline_.catalog_.entries[entry].tensor, blocks_text(recipe),
-                          to_string(recipe), block_shape(recipe).cols));
 }
 
 // ---- one version ----
@@ -364,7 +320,8 @@ void GpuSender::deliver(std::size_t batch, std::size_t slot) {
   for (std::size_t index = 0; index < work.parts.size(); ++index) {
     const Part& part = work.parts[index];
     const Pipeline::StepJob& job = job_of(part);
-    pipeline_.count(job.targets, job.element_bytes * static_cast<std::uint64_t>(part.view.rows * part.view.cols),
+    const Recipe recipe = pipeline_.table_.steps[job.step].recipe;
+    pipeline_.count(job.targets, static_cast<std::uint64_t>(part.view.rows) * row_bytes(recipe, part.view.cols),
                     findings.digest(static_cast<std::uint32_t>(index)));
   }
   put(work.puts, puts_[slot]);
@@ -385,67 +342,6 @@ void GpuSender::put(const std::vector<GpuRun>& runs, Tally& tally) {
 }
 
 bool GpuSender::has_to_stop() { return pipeline_.stopped(); }
-
-void GpuSender::measure_all() {
-  if (measuring_.empty()) return;
-  fill_async(outgoing_.get(), std::byte{0}, outgoing_.bytes(), stream_);
-  fill_async(maxima_.get(), std::byte{0}, maxima_.bytes(), stream_);
-  for (auto& [recipe, of_recipe] : measuring_) {
-    of_recipe.findings->clear(stream_);
-    of_recipe.measure->measure(stream_, *of_recipe.findings);
-    of_recipe.findings->fetch(stream_);
-  }
-  copy_async(outgoing_host_.get(), outgoing_.get(), outgoing_.bytes(), stream_);
-  if (!pipeline_.spanning_.empty()) copy_async(maxima_host_.get(), maxima_.get(), maxima_.bytes(), stream_);
-  if (!await_stream()) return;
-  for (const auto& [recipe, of_recipe] : measuring_) {
-    if (!of_recipe.findings->found_bad()) continue;
-    const auto& [key, view] = of_recipe.matrices[of_recipe.findings->bad_job()];
-    pipeline_.fail_bad_value(key.first, recipe, view, of_recipe.findings->bad_value(view.cols));
-    return;
-  }
-  if (pipeline_.spanning_.empty()) return;
-  for (auto& [key, grid] : pipeline_.grids_) {
-    if (!spans_an_axis(key.second)) continue;
-    std::memcpy(grid.own.data(), maxima_host_.get() + grids_.at(key) * sizeof(float), grid.own.size() * sizeof(float));
-  }
-}
-
-void GpuSender::send_amax() {
-  const std::byte* measured = outgoing_host_.get();
-  for (std::size_t index = 0; index < pipeline_.outgoing_.size() && !pipeline_.stopped(); ++index) {
-    Pipeline::Outgoing& out = pipeline_.outgoing_[index];
-    const AmaxMessage& exchange = pipeline_.table_.amax_out[index];
-    encode_amax_header(out.message, pipeline_.token_, exchange.from, exchange.to);
-    std::byte* next = out.message.data() + kAmaxHeaderBytes;
-    std::memcpy(next, measured, out.values * sizeof(float));
-    measured += out.values * sizeof(float);
-    for (const AmaxPart& run : exchange.parts) {
-      if (spans_an_axis(run.recipe)) {
-        const Pipeline::BlockGrid& grid = pipeline_.grids_.at({run.from_entry, run.recipe});
-        for_each_block(run.blocks, grid.blocks, [&](std::size_t at, std::size_t running) {
-          std::memcpy(next + running * sizeof(float), &grid.own[at], sizeof(float));
-        });
-      }
-      next += static_cast<std::size_t>(elements(run.blocks)) * sizeof(float);
-    }
-    const Status sent = pipeline_.fabric_.send(out.peer, out.message, &pipeline_.amax_sent_, pipeline_.deadline_);
-    if (!sent.ok()) pipeline_.fail(sent);
-  }
-}
-
-void GpuSender::upload_foreign() {
-  for (const auto& [key, grid] : pipeline_.grids_) {
-    if (!grid.is_exchanged) continue;
-    auto* values = reinterpret_cast<float*>(maxima_host_.get()) + grids_.at(key);
-    const bool is_measured = spans_an_axis(key.second);
-    for (std::size_t at = 0; at < grid.foreign.size(); ++at) {
-      values[at] = is_measured ? std::max(grid.own[at], grid.foreign[at]) : grid.foreign[at];
-    }
-  }
-  copy_async(maxima_.get(), maxima_host_.get(), maxima_.bytes(), stream_);
-  (void)await_stream();
-}
 
 bool GpuSender::await_stream() {
   event_.record(stream_);

@@ -56,6 +56,12 @@ class GpuSender final : private GpuRing::Work {
     std::size_t job = 0;  // of the pipeline's scale jobs
     std::uint64_t bytes = 0;
   };
+  // The scales of an entry's whole matrices.
+  struct TensorScales {
+    const Pipeline::BlockGrid* grid = nullptr;  // their maxima
+    std::uint64_t to = 0;                       // byte in scales_
+    std::uint64_t from = 0;                     // byte in tensor_scales_host_
+  };
   // Matrices whose maxima are taken before anything is cast: of blocks that straddle trainers or span an axis.
   struct Measuring {
     std::vector<Pipeline::Spanning> matrices;
@@ -86,11 +92,13 @@ class GpuSender final : private GpuRing::Work {
   void finish_batch(Batch batch, bool as_it_is, Recipe recipe, std::size_t slot);
   [[nodiscard]] GpuCastJob cast_job(const Part& part, std::size_t slot, std::uint32_t number) const;
   void lay_out_scales();
+  void lay_out_tensor_scales();
   void lay_out_gathering(std::vector<GpuRun> rows);
   void lay_out_measuring();
   void require_measurable(std::uint32_t entry, Recipe recipe) const;
   void measure_all();
   void send_amax();
+  void make_tensor_scales();
   void send_scales();
   void upload_foreign();
   // Until everything on the stream is done; false when the update has to stop meanwhile.
@@ -120,6 +128,9 @@ class GpuSender final : private GpuRing::Work {
   DeviceBuffer maxima_;  // of all grids: other trainers', and of blocks that span an axis, everyone's
   PinnedBuffer maxima_host_;
   std::vector<ScalePart> scale_parts_;
+  std::vector<TensorScales> tensor_scales_;
+  PinnedBuffer tensor_scales_host_;
+  std::optional<GpuCopy> tensor_scales_copy_;
   std::optional<GpuCopy> scale_stores_;
   std::vector<GpuRun> scale_runs_;
   DeviceBuffer gathered_;  // scales, run by run

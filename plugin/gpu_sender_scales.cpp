@@ -1,6 +1,6 @@
 // The scales of a GPU's sender: they stand in the grids that casts fill, and go out when all casts are done.
 #include <algorithm>
-#include <tuple>
+#include <utility>
 
 #include "plugin/block_grid.h"
 #include "plugin/extent.h"
@@ -38,6 +38,7 @@ void GpuSender::lay_out_scales() {
       }
     });
   }
+  lay_out_tensor_scales();
   scale_digest_.emplace(digests);
   scale_findings_ = std::make_unique<GpuFindings>(static_cast<std::uint32_t>(digests.size()));
   GpuRuns parted = part_runs(rows, [this](const GpuRun& row) { return mapped_target(row) != nullptr; });
@@ -45,34 +46,57 @@ void GpuSender::lay_out_scales() {
   lay_out_gathering(std::move(parted.put));
 }
 
+// Scales of whole tensors are made on the host, which knows everybody's maxima; a kernel brings them to the others.
+void GpuSender::lay_out_tensor_scales() {
+  tensor_scales_.clear();
+  std::uint64_t bytes = 0;
+  for (const auto& [key, grid] : pipeline_.grids_) {
+    if (key.second != Recipe::nvfp4_tensor_scale) continue;
+    tensor_scales_.push_back({&grid, grids_.at(key) * sizeof(float), bytes});
+    bytes += grid.own.size() * sizeof(float);
+  }
+  tensor_scales_host_ = PinnedBuffer(bytes);
+  std::vector<GpuCopyJob> copies;
+  copies.reserve(tensor_scales_.size());
+  for (const TensorScales& of : tensor_scales_) {
+    copies.push_back({tensor_scales_host_.get() + of.from, scales_.get() + of.to, of.grid->own.size() * sizeof(float)});
+  }
+  tensor_scales_copy_.emplace(copies);
+}
+
+void GpuSender::make_tensor_scales() {
+  for (const TensorScales& of : tensor_scales_) {
+    for (std::size_t at = 0; at < of.grid->own.size(); ++at) {
+      const float amax = std::max(of.grid->own[at], of.grid->foreign[at]);
+      encode_scales(Recipe::nvfp4_tensor_scale, {&amax, 1}, 0,
+                    tensor_scales_host_.get() + of.from + at * sizeof(float));
+    }
+  }
+  tensor_scales_copy_->launch(stream_);
+}
+
 // Neighbouring tensors' scales are neighbours on servers: gathered in the order of their memory, they are few runs.
 void GpuSender::lay_out_gathering(std::vector<GpuRun> rows) {
-  std::sort(rows.begin(), rows.end(), [](const GpuRun& a, const GpuRun& b) {
-    return std::tuple(a.server, a.to_region, a.to) < std::tuple(b.server, b.to_region, b.to);
-  });
-  std::uint64_t bytes = 0;
-  for (const GpuRun& row : rows) bytes += row.bytes;
+  Gathering gathering = gather_runs(std::move(rows), pipeline_.config_.performance.chunk_bytes);
   if (gathered_region_) pipeline_.fabric_.release(*gathered_region_);
   gathered_region_.reset();
-  gathered_ = DeviceBuffer(bytes);
-  if (bytes != 0) {
-    gathered_region_ = pipeline_.fabric_.register_memory({gathered_.get(), bytes, MemoryKind::cuda});
+  gathered_ = DeviceBuffer(gathering.bytes);
+  if (gathering.bytes != 0) {
+    gathered_region_ = pipeline_.fabric_.register_memory({gathered_.get(), gathering.bytes, MemoryKind::cuda});
   }
-  scale_runs_.clear();
   std::vector<GpuCopyJob> copies;
-  std::uint64_t filled = 0;
-  for (GpuRun row : rows) {
-    copies.push_back({scales_.get() + row.from, gathered_.get() + filled, row.bytes});
-    row.from_region = *gathered_region_;
-    row.from = filled;
-    filled += row.bytes;
-    append(scale_runs_, row);
+  copies.reserve(gathering.rows.size());
+  for (const Gathering::Row& row : gathering.rows) {
+    copies.push_back({scales_.get() + row.from, gathered_.get() + row.to, row.bytes});
   }
   gathering_.emplace(copies);
+  scale_runs_ = std::move(gathering.runs);
+  for (GpuRun& run : scale_runs_) run.from_region = *gathered_region_;
 }
 
 void GpuSender::send_scales() {
   if (scale_parts_.empty()) return;
+  make_tensor_scales();
   scale_findings_->clear(stream_);
   scale_digest_->launch(stream_, pipeline_.version_, *scale_findings_);
   scale_findings_->fetch(stream_);

@@ -7,6 +7,7 @@
 
 #include "plugin/extent.h"
 #include "plugin/gpu_landing.h"
+#include "plugin/packing.h"
 #include "transport/base/stream_copy.h"
 
 namespace weightcast {
@@ -103,7 +104,8 @@ std::vector<StagedRun> staged_runs(const Catalog& catalog) {
     if (entry.landing == Landing::staged_repair) continue;
     const std::uint64_t element = stored_bytes(entry);
     const std::int64_t pitch = row_stride(entry.strides_bytes, entry.box.axes);
-    for_each_matrix(entry.box, entry.box, [&](const MatrixView& view) {
+    const Box box = stored_box(entry, entry.box);
+    for_each_matrix(box, box, [&](const MatrixView& view) {
       for (std::int64_t row = 0; row < view.rows; ++row) {
         runs.push_back({entry.region, byte_at(entry, view.origin) + static_cast<std::uint64_t>(row * pitch),
                         static_cast<std::uint64_t>(view.cols) * element});
@@ -126,10 +128,11 @@ std::vector<StagedRun> staged_runs(const Catalog& catalog) {
 }
 
 std::unique_ptr<LandingMemory> make_landing(const std::string& kind, const Catalog& catalog) {
-  if (kind == "in_place") return std::make_unique<InPlace>(catalog);
+  if (kind == "in_place") return with_packed_scales(std::make_unique<InPlace>(catalog), catalog);
   const auto is_cuda = [](const Region& region) { return region.kind == MemoryKind::cuda; };
-  if (std::any_of(catalog.regions.begin(), catalog.regions.end(), is_cuda)) return stage_on_gpu(catalog);
-  return std::make_unique<Staged>(catalog);
+  const bool on_gpu = std::any_of(catalog.regions.begin(), catalog.regions.end(), is_cuda);
+  return with_packed_scales(
+      on_gpu ? stage_on_gpu(catalog) : std::unique_ptr<LandingMemory>(std::make_unique<Staged>(catalog)), catalog);
 }
 
 }  // namespace weightcast

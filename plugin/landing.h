@@ -31,7 +31,8 @@ class LandingMemory {
   [[nodiscard]] virtual std::vector<Placement> placements() const = 0;
   // First byte of a catalog region in the landing memory.
   [[nodiscard]] virtual std::byte* region_start(std::uint32_t region) const = 0;
-  // Makes the landed bytes live, but for entries of class staged_repair, which the host copies.
+  // Makes the landed bytes live, but for entries of class staged_repair, which the host copies; and writes packed
+  // scales.
   virtual void commit() noexcept = 0;
 };
 

@@ -210,8 +210,9 @@ void Pipeline::send_chunk(Worker& worker, const Chunk& chunk, Slot& slot, std::u
     if (stopped()) return;
     const auto start = Clock::now();
     const SourceMatrix source = source_of(step.entry, view);
-    const DigestFrame frame = digest_frame(seed, step.frame, view, job.element_bytes);
-    const auto pitch = static_cast<std::int64_t>(job.element_bytes) * view.cols;
+    const MatrixView stored = stored_view(view, step.frame.axes, step.recipe);
+    const DigestFrame frame = digest_frame(seed, stored_box(step.frame, step.recipe), stored, job.element_bytes);
+    const auto pitch = static_cast<std::int64_t>(job.element_bytes) * stored.cols;
     const std::uint64_t offset = slot.offset + filled;
     const CastResult result = job.as_it_is
                                   ? inspect(source, frame)
@@ -229,7 +230,8 @@ void Pipeline::send_chunk(Worker& worker, const Chunk& chunk, Slot& slot, std::u
       put_matrix(job.targets, step.frame, view, job.element_bytes, source_regions_[entry.region],
                  byte_at(entry, view.origin), row_stride(entry.strides_bytes, entry.box.axes), slot.puts);
     } else {
-      put_matrix(job.targets, step.frame, view, job.element_bytes, scratch_region_, offset, pitch, slot.puts);
+      put_matrix(job.targets, stored_box(step.frame, step.recipe), stored, job.element_bytes, scratch_region_, offset,
+                 pitch, slot.puts);
       filled += bytes;
     }
   });
@@ -243,7 +245,7 @@ std::span<float> Pipeline::chunk_amax(Worker& worker, const StepJob& job, const 
   const TrainerStep& step = table_.steps[job.step];
   if (!has_scales(step.recipe)) return {};
   const BlockOrigin origin = block_origin(view, step.box.axes);
-  const auto amax = std::span(worker.amax).first(blocks_touched(source, step.recipe, origin));
+  const auto amax = std::span(worker.amax).first(amax_values(source, step.recipe, origin));
   const bool is_measured = spans_an_axis(step.recipe);
   if (!is_measured) (void)block_amax(source, step.recipe, origin, amax);  // the cast finds bad values again, by name
   BlockGrid& grid = grids_.at({step.entry, step.recipe});
@@ -253,7 +255,18 @@ std::span<float> Pipeline::chunk_amax(Worker& worker, const StepJob& job, const 
     if (step.needs_amax) amax[running] = std::max(amax[running], grid.foreign[at]);
     if (!is_measured) grid.own[at] = amax[running];
   });
+  if (has_tensor_scale(step.recipe)) amax.back() = tensor_amax(step.entry, view.origin);
   return amax;
+}
+
+// Of the matrix that begins at `origin`, or goes on there, and of all trainers once receive_amax() has returned.
+float Pipeline::tensor_amax(std::uint32_t entry, const std::array<std::int64_t, kMaxAxes>& origin) const {
+  const BlockGrid& grid = grids_.at({entry, Recipe::nvfp4_tensor_scale});
+  auto at = origin;
+  for (std::size_t axis = grid.blocks.axes > 2 ? grid.blocks.axes - 2U : 0U; axis < grid.blocks.axes; ++axis)
+    at[axis] = 0;
+  const std::size_t index = index_in(grid.blocks, at);
+  return std::max(grid.own[index], grid.foreign[index]);
 }
 
 void Pipeline::count(const std::vector<Target>& targets, std::uint64_t bytes, Digest digest) {
@@ -304,13 +317,15 @@ void Pipeline::send_scales(Worker& worker) {
     for_each_block(step.blocks, grid.blocks, [&](std::size_t at, std::size_t running) {
       amax[running] = std::max(grid.own[at], grid.foreign[at]);
     });
-    encode_scales(step.recipe, amax, 0, scratch_.get() + slot.offset);
     const Digest seed = digest_seed(version_, job.digest_key);
     std::uint64_t filled = 0;
     for_each_matrix(step.blocks, step.frame, [&](const MatrixView& view) {
       const auto pitch = element * view.cols;
       const std::uint64_t offset = slot.offset + filled;
       const auto bytes = static_cast<std::uint64_t>(pitch * view.rows);
+      const auto of_matrix = amax.subspan(filled / scale_bytes(step.recipe), bytes / scale_bytes(step.recipe));
+      const float of_tensor = has_tensor_scale(step.recipe) ? tensor_amax(step.entry, view.origin) : 0;
+      encode_scales(step.recipe, of_matrix, of_tensor, scratch_.get() + offset);
       count(
           job.targets, bytes,
           digest_rows(scratch_.get() + offset, static_cast<std::uint64_t>(view.rows), static_cast<std::uint64_t>(pitch),

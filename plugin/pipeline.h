@@ -76,8 +76,8 @@ class Pipeline {
     std::array<std::int64_t, kMaxAxes> strides{};
   };
   struct StepJob {
-    std::size_t step = 0;  // of table_.steps
-    std::uint64_t element_bytes = 0;
+    std::size_t step = 0;             // of table_.steps
+    std::uint64_t element_bytes = 0;  // stored ones
     std::uint64_t digest_key = 0;
     bool as_it_is = false;  // BF16 to BF16 in whole rows: put from where it stands
     std::vector<Target> targets;
@@ -168,7 +168,7 @@ class Pipeline {
   void send_chunk(Worker& worker, const Chunk& chunk, Slot& slot, std::uint64_t filled);
   [[nodiscard]] std::span<float> chunk_amax(Worker& worker, const StepJob& job, const SourceMatrix& source,
                                             const MatrixView& view);
-  void send_as_it_is(Worker& worker, const StepJob& job, const SourceMatrix& source, const MatrixView& view);
+  [[nodiscard]] float tensor_amax(std::uint32_t entry, const std::array<std::int64_t, kMaxAxes>& origin) const;
   void send_scales(Worker& worker);
   void signal_complete(const std::vector<Target>& targets);
   void await_signals();

@@ -54,16 +54,16 @@ void Pipeline::adopt(TrainerTable table, const Routes& routes) {
 void Pipeline::prepare_signals() {
   std::vector<std::vector<Target*>> targets(servers_.size());
   std::vector<std::vector<std::uint64_t>> bytes(servers_.size());
-  const auto add = [&](std::vector<Target>& all, const Box& box, std::uint64_t element) {
+  const auto add = [&](std::vector<Target>& all, std::uint64_t of_each) {
     for (Target& target : all) {
       targets[target.server].push_back(&target);
-      bytes[target.server].push_back(static_cast<std::uint64_t>(elements(box)) * element);
+      bytes[target.server].push_back(of_each);
     }
   };
-  for (StepJob& job : jobs_) add(job.targets, table_.steps[job.step].box, job.element_bytes);
+  for (StepJob& job : jobs_) add(job.targets, value_bytes(table_.steps[job.step].box, table_.steps[job.step].recipe));
   for (ScaleJob& job : scale_jobs_) {
     const TrainerScaleStep& item = table_.scale_steps[job.step];
-    add(job.targets, item.blocks, scale_bytes(item.recipe));
+    add(job.targets, static_cast<std::uint64_t>(elements(item.blocks)) * scale_bytes(item.recipe));
   }
   for (std::size_t server = 0; server < servers_.size(); ++server) {
     auto target = targets[server].begin();
@@ -111,6 +111,7 @@ void Pipeline::prepare_jobs() {
         chunks_.push_back({job, box});
       }
       if (has_scales(step.recipe)) add_grid(step.entry, step.recipe);
+      if (has_tensor_scale(step.recipe)) add_grid(step.entry, Recipe::nvfp4_tensor_scale);
     }
   }
   prepare_batches();
@@ -155,7 +156,7 @@ void Pipeline::prepare_spanning() {
 
 // Rounded up to lines of the cache, so that no two chunks share one.
 std::uint64_t Pipeline::scratch_bytes_of(const Chunk& chunk) const {
-  return (static_cast<std::uint64_t>(elements(chunk.box)) * jobs_[chunk.job].element_bytes + 63) / 64 * 64;
+  return (value_bytes(chunk.box, table_.steps[jobs_[chunk.job].step].recipe) + 63) / 64 * 64;
 }
 
 void Pipeline::prepare_batches() {
@@ -208,7 +209,7 @@ void Pipeline::prepare_workers() {
   workers_.clear();
   for (std::uint64_t member = 0; member < workers; ++member) {
     auto worker = std::make_unique<Worker>();
-    worker->amax.resize(static_cast<std::size_t>(most_blocks));
+    worker->amax.resize(static_cast<std::size_t>(most_blocks) + 1);  // and of the tensor
     for (std::uint64_t slot = member; slot < slots; slot += workers) {
       worker->scratch.all.push_back(std::make_unique<Slot>());
       worker->scratch.all.back()->offset = slot * slot_bytes;

@@ -86,11 +86,11 @@ void Relay::lay_out(const ExpectedSender& sender, const Forward& forward, const 
     const std::uint64_t element = stored_bytes(entry);
     const std::int64_t from_pitch = row_stride(entry.strides_bytes, entry.box.axes);
     const std::int64_t to_pitch = row_stride(piece.to.strides_bytes, entry.box.axes);
-    for_each_matrix(box, entry.box, [&](const MatrixView& view) {
-      Run run{
-          own_regions[own.card_region], own.byte_offset + byte_at(entry, view.origin), other.card_region,
-          other.byte_offset + piece.to.byte_offset + offset_in_frame(entry.box, piece.to.strides_bytes, view.origin),
-          static_cast<std::uint64_t>(view.cols) * element};
+    const Box frame = stored_box(entry, entry.box);
+    for_each_matrix(stored_box(entry, box), frame, [&](const MatrixView& view) {
+      Run run{own_regions[own.card_region], own.byte_offset + byte_at(entry, view.origin), other.card_region,
+              other.byte_offset + piece.to.byte_offset + offset_in_frame(frame, piece.to.strides_bytes, view.origin),
+              static_cast<std::uint64_t>(view.cols) * element};
       for (std::int64_t row = 0; row < view.rows; ++row) {
         append(run);
         run.from += static_cast<std::uint64_t>(from_pitch);

@@ -26,6 +26,7 @@ using ServerLoop = MemberLoop<ServerCore, ServerEvent, ServerAction, ServerView>
 
 std::string_view dtype_of(const Entry& entry) {
   if (!entry.is_scales) return to_string(entry.recipe);
+  if (entry.recipe == Recipe::nvfp4_e2m1_1x16) return "e4m3_scales";
   return stored_bytes(entry) == 1 ? "e8m0_scales" : "fp32_scales";
 }
 
@@ -270,12 +271,13 @@ Status Server::staged(std::uint64_t version, std::string& extents) const {
     const Entry& entry = state_->catalog.entries[index];
     const std::byte* start = state_->landing->region_start(entry.region) + entry.byte_offset;
     const auto axes = static_cast<std::ptrdiff_t>(entry.box.axes);
+    const auto stored = stored_box(entry, entry.box).extent;
     list.push_back(nlohmann::ordered_json{
         {"tensor", entry.tensor},
         {"parameter", entry.parameter},
         {"entry", index},
         {"address", reinterpret_cast<std::uint64_t>(start)},
-        {"shape", std::vector(entry.box.extent.begin(), entry.box.extent.begin() + axes)},
+        {"shape", std::vector(stored.begin(), stored.begin() + axes)},
         {"strides_bytes", std::vector(entry.strides_bytes.begin(), entry.strides_bytes.begin() + axes)},
         {"dtype", dtype_of(entry)},
         {"landing", to_string(entry.landing)}});

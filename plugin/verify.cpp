@@ -55,14 +55,15 @@ void Verifier::add_parts_of(const Piece& piece) {
   const Entry& entry = catalog_.entries[piece.entry];
   const std::uint64_t element = stored_bytes(entry);
   const std::uint64_t key = digest_key(entry.tensor, entry.is_scales);
-  for_each_matrix(piece.box, entry.box, [&](const MatrixView& view) {
+  const Box frame = stored_box(entry, entry.box);
+  for_each_matrix(stored_box(entry, piece.box), frame, [&](const MatrixView& view) {
     const auto rows = static_cast<std::uint64_t>(view.rows);
     Part part{piece.entry,
               byte_at(entry, view.origin),
               0,
               static_cast<std::uint64_t>(view.cols) * element,
               row_stride(entry.strides_bytes, entry.box.axes),
-              digest_frame(key, entry.box, view, element)};
+              digest_frame(key, frame, view, element)};
     const std::uint64_t rows_of_part = std::max<std::uint64_t>(1, kPartBytes / part.row_bytes);
     for (std::uint64_t row = 0; row < rows; row += part.rows) {
       part.rows = std::min(rows_of_part, rows - row);

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <utility>
 
-#include "quant/gpu_image.h"
+#include "quant/gpu_launch.h"
 #include "quant/gpu_tables.h"
 
 namespace weightcast {
@@ -21,28 +21,6 @@ unsigned char* device(std::byte* memory) { return reinterpret_cast<unsigned char
 bool divides(std::int64_t divisor, std::int64_t value) { return value % divisor == 0; }
 bool is_at_multiple(const void* memory, std::uintptr_t bytes) {
   return reinterpret_cast<std::uintptr_t>(memory) % bytes == 0;
-}
-
-// Blocks until the table has arrived: for set-up.
-template <class Row>
-DeviceBuffer upload(const std::vector<Row>& rows) {
-  const std::uint64_t bytes = rows.size() * sizeof(Row);
-  DeviceBuffer table(bytes);
-  if (bytes == 0) return table;
-  PinnedBuffer staging(bytes);
-  std::memcpy(staging.get(), rows.data(), bytes);
-  const CudaStream stream;
-  copy_async(table.get(), staging.get(), bytes, stream);
-  stream.synchronize();
-  return table;
-}
-
-template <class... Arguments>
-void launch(const char* name, unsigned blocks, unsigned threads, CUstream_st* stream, Arguments... arguments) {
-  if (blocks == 0) return;
-  std::array<void*, sizeof...(arguments)> pointers = {&arguments...};
-  check_cuda(cuda_driver().launch(gpu_kernel(name), blocks, 1, 1, threads, 1, 1, 0, stream, pointers.data(), nullptr),
-             name);
 }
 
 bool is_square(Recipe recipe) {
@@ -261,13 +239,13 @@ void GpuCast::cast_fast(const char* kernel, const Table& tiles, const CudaStream
                         GpuFindings& findings, int multiprocessors) const {
   const bool capped = multiprocessors != 0;
   const unsigned blocks = capped ? std::min(static_cast<std::uint32_t>(multiprocessors), tiles.count) : tiles.count;
-  weightcast::launch(kernel, blocks, capped ? kTilesOfCappedBlock * kTileThreads : kTileThreads, stream.get(),
-                     matrices_.get(), tiles.memory.get(), tiles.count, recipe_, version, findings_in(findings.device_));
+  launch_kernel(kernel, blocks, capped ? kTilesOfCappedBlock * kTileThreads : kTileThreads, stream.get(),
+                matrices_.get(), tiles.memory.get(), tiles.count, recipe_, version, findings_in(findings.device_));
 }
 
 void GpuCast::measure(const CudaStream& stream, GpuFindings& findings) const {
-  weightcast::launch("measure", all_.count, kTileThreads, stream.get(), matrices_.get(), all_.memory.get(),
-                     findings_in(findings.device_));
+  launch_kernel("measure", all_.count, kTileThreads, stream.get(), matrices_.get(), all_.memory.get(),
+                findings_in(findings.device_));
 }
 
 void GpuCast::launch(const CudaStream& stream, std::uint64_t version, GpuFindings& findings,
@@ -276,8 +254,8 @@ void GpuCast::launch(const CudaStream& stream, std::uint64_t version, GpuFinding
   cast_fast(capped ? "cast_bf16_digest_capped" : "cast_bf16_digest", bf16_, stream, version, findings, multiprocessors);
   cast_fast(capped ? "cast_fp32_digest_capped" : "cast_fp32_digest", fp32_, stream, version, findings, multiprocessors);
   cast_any(stream, findings);
-  weightcast::launch("digest", unfused_.count, kTileThreads, stream.get(), unfused_.memory.get(), version,
-                     findings_in(findings.device_));
+  launch_kernel("digest", unfused_.count, kTileThreads, stream.get(), unfused_.memory.get(), version,
+                findings_in(findings.device_));
 }
 
 void GpuCast::launch_without_digest(const CudaStream& stream, GpuFindings& findings) const {
@@ -287,8 +265,8 @@ void GpuCast::launch_without_digest(const CudaStream& stream, GpuFindings& findi
 }
 
 void GpuCast::cast_any(const CudaStream& stream, GpuFindings& findings) const {
-  weightcast::launch("cast_any", any_.count, kTileThreads, stream.get(), matrices_.get(), any_.memory.get(),
-                     findings_in(findings.device_));
+  launch_kernel("cast_any", any_.count, kTileThreads, stream.get(), matrices_.get(), any_.memory.get(),
+                findings_in(findings.device_));
 }
 
 // ---- GpuDigest ----
@@ -301,8 +279,7 @@ GpuDigest::GpuDigest(std::span<const GpuDigestJob> jobs) {
 }
 
 void GpuDigest::launch(const CudaStream& stream, std::uint64_t version, GpuFindings& findings) const {
-  weightcast::launch("digest", count_, kTileThreads, stream.get(), parts_.get(), version,
-                     findings_in(findings.device_));
+  launch_kernel("digest", count_, kTileThreads, stream.get(), parts_.get(), version, findings_in(findings.device_));
 }
 
 // ---- GpuCopy ----
@@ -321,17 +298,17 @@ GpuCopy::GpuCopy(std::span<const GpuCopyJob> jobs) {
 }
 
 void spin_on_gpu(const CudaStream& stream, std::uint64_t microseconds) {
-  weightcast::launch("spin", 1, 1, stream.get(), 1000 * microseconds);
+  launch_kernel("spin", 1, 1, stream.get(), 1000 * microseconds);
 }
 
 void GpuRead::launch(const CudaStream& stream) const {
   const auto tiles = static_cast<unsigned>((bytes_ + kDigestPartBytes - 1) / kDigestPartBytes);
-  weightcast::launch("read_only", tiles, kTileThreads, stream.get(), memory_, bytes_);
+  launch_kernel("read_only", tiles, kTileThreads, stream.get(), memory_, bytes_);
 }
 
 void GpuCopy::launch(const CudaStream& stream, unsigned blocks, std::uint64_t left_out) const {
-  weightcast::launch("copy", blocks == 0 ? count_ : std::min(blocks, count_), kTileThreads, stream.get(), tiles_.get(),
-                     count_, left_out);
+  launch_kernel("copy", blocks == 0 ? count_ : std::min(blocks, count_), kTileThreads, stream.get(), tiles_.get(),
+                count_, left_out);
 }
 
 }  // namespace weightcast

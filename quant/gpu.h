@@ -15,6 +15,8 @@
 #include <vector>
 
 #include "quant/cast.h"
+#include "quant/delta.h"
+#include "quant/packed_scales.h"
 #include "transport/cuda_stream.h"
 
 namespace weightcast {
@@ -143,6 +145,22 @@ class GpuCopy {
   DeviceBuffer tiles_;
   std::uint32_t count_ = 0;
 };
+
+// pack_scales() of many matrices as one launch.
+class GpuPackScales {
+ public:
+  explicit GpuPackScales(std::span<const PackedScalesJob> jobs);
+  void launch(const CudaStream& stream) const;
+
+ private:
+  DeviceBuffer groups_;
+  std::uint32_t count_ = 0;
+};
+
+// apply_delta() on a GPU. `delta` was read from the bytes at `encoded`, of which `on_device`, aligned to 8, is a copy;
+// `live` is the run. Enqueued.
+void apply_delta_on_gpu(const DeltaView& delta, const std::byte* encoded, const std::byte* on_device, std::byte* live,
+                        const CudaStream& stream);
 
 // Keeps the stream busy for so long: for tests of what happens behind a slow kernel.
 void spin_on_gpu(const CudaStream& stream, std::uint64_t microseconds);

@@ -94,6 +94,18 @@ struct CopyTile {
 };
 static_assert(sizeof(CopyTile) == 32);
 
+// Four columns of blocks whose exponents become one word for each row of values.
+struct PackGroup {
+  const unsigned* scales;
+  unsigned* words;
+  std::int64_t row_stride;  // scales, from one row of blocks to the next
+  std::int64_t col_stride;
+  std::int64_t rows;
+  std::int32_t cols;  // 1 to 4
+};
+
+inline constexpr std::uint64_t kDeltaChunk = 65536;  // kDeltaChunkBytes of quant/delta.h
+
 // What the kernels found: the place of the first bad value, or kNoneBad, then one digest per slot.
 inline constexpr std::uint64_t kNoneBad = ~std::uint64_t{0};
 inline constexpr int kBadValueBits = 40;  // matrix << kBadValueBits | row * cols + col

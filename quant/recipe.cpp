@@ -11,7 +11,7 @@ constexpr std::array<std::pair<SourceType, std::string_view>, 3> kSourceTypes = 
     {SourceType::fp16, "fp16"},
     {SourceType::fp32, "fp32"},
 }};
-constexpr std::array<std::pair<Recipe, std::string_view>, kRecipeCount> kRecipeNames = {{
+constexpr std::array<std::pair<Recipe, std::string_view>, kRecipeCount + 1> kRecipeNames = {{
     {Recipe::bf16, "bf16"},
     {Recipe::fp16, "fp16"},
     {Recipe::fp32, "fp32"},
@@ -21,6 +21,7 @@ constexpr std::array<std::pair<Recipe, std::string_view>, kRecipeCount> kRecipeN
     {Recipe::fp8_e4m3_channel, "fp8_e4m3_channel"},
     {Recipe::mxfp8_e4m3_1x32, "mxfp8_e4m3_1x32"},
     {Recipe::nvfp4_e2m1_1x16, "nvfp4_e2m1_1x16"},
+    {Recipe::nvfp4_tensor_scale, "nvfp4_tensor_scale"},
 }};
 
 template <class Table, class Value>
@@ -54,7 +55,8 @@ std::uint64_t element_bytes(SourceType type) noexcept { return type == SourceTyp
 
 BlockShape block_shape(Recipe recipe) noexcept {
   switch (recipe) {
-    case Recipe::fp8_e4m3_tensor: return {kWholeAxis, kWholeAxis};
+    case Recipe::fp8_e4m3_tensor:
+    case Recipe::nvfp4_tensor_scale: return {kWholeAxis, kWholeAxis};
     case Recipe::fp8_e4m3_channel: return {1, kWholeAxis};
     case Recipe::mxfp8_e4m3_1x32: return {1, 32};
     case Recipe::nvfp4_e2m1_1x16: return {1, 16};
@@ -71,15 +73,16 @@ std::uint64_t element_bytes(Recipe recipe) noexcept {
     case Recipe::fp8_e4m3_128x128_ue8m0:
     case Recipe::fp8_e4m3_tensor:
     case Recipe::fp8_e4m3_channel:
-    case Recipe::mxfp8_e4m3_1x32: return 1;
-    case Recipe::nvfp4_e2m1_1x16: return 0;
+    case Recipe::mxfp8_e4m3_1x32:
+    case Recipe::nvfp4_e2m1_1x16: return 1;
+    case Recipe::nvfp4_tensor_scale: return 0;
   }
   return 0;
 }
 
 std::uint64_t row_bytes(Recipe recipe, std::int64_t cols) noexcept {
-  const auto values = static_cast<std::uint64_t>(cols);
-  return recipe == Recipe::nvfp4_e2m1_1x16 ? (values + 1) / 2 : values * element_bytes(recipe);
+  const std::int64_t values = values_of_element(recipe);
+  return static_cast<std::uint64_t>((cols + values - 1) / values) * element_bytes(recipe);
 }
 
 bool has_scales(Recipe recipe) noexcept { return scale_bytes(recipe) != 0; }
@@ -92,7 +95,8 @@ std::uint64_t scale_bytes(Recipe recipe) noexcept {
     case Recipe::fp8_e4m3_128x128_fp32:
     case Recipe::fp8_e4m3_128x128_ue8m0:
     case Recipe::fp8_e4m3_tensor:
-    case Recipe::fp8_e4m3_channel: return 4;
+    case Recipe::fp8_e4m3_channel:
+    case Recipe::nvfp4_tensor_scale: return 4;
     case Recipe::mxfp8_e4m3_1x32:
     case Recipe::nvfp4_e2m1_1x16: return 1;
   }

@@ -34,8 +34,10 @@ enum class Recipe : std::uint8_t {
   // for zeros;  q = RNE_e4m3(a * (t * fl(1/6)));  code = RNE_e2m1(x * min(1 / (q * (1 / t)), FLT_MAX)), two codes a
   // byte, the left one in the low bits. The tensor's scale is stored as 1 / t.
   nvfp4_e2m1_1x16 = 8,
+  // No format of values: that FP32 scale by itself, as catalogs, plans and exchanges name it.
+  nvfp4_tensor_scale = 9,
 };
-inline constexpr int kRecipeCount = 9;
+inline constexpr int kRecipeCount = 9;  // formats of values
 
 inline constexpr std::int64_t kBlock = 128;  // edge of the blocks of fp8_e4m3_128x128_*
 
@@ -53,14 +55,17 @@ struct BlockShape {
 [[nodiscard]] std::optional<Recipe> parse_recipe(std::string_view name) noexcept;
 
 [[nodiscard]] std::uint64_t element_bytes(SourceType type) noexcept;
-// Of recipes whose elements are whole bytes; 0 for nvfp4_e2m1_1x16.
+// What is stored as one unit of element_bytes(): one value, of nvfp4_e2m1_1x16 two neighbours of a row.
+[[nodiscard]] constexpr std::int64_t values_of_element(Recipe recipe) noexcept {
+  return recipe == Recipe::nvfp4_e2m1_1x16 ? 2 : 1;
+}
 [[nodiscard]] std::uint64_t element_bytes(Recipe recipe) noexcept;
 [[nodiscard]] std::uint64_t row_bytes(Recipe recipe, std::int64_t cols) noexcept;
 // True when the recipe has a scale per block.
 [[nodiscard]] bool has_scales(Recipe recipe) noexcept;
 // Bytes of one block's scale: 4 for FP32, 1 for E8M0 and E4M3, 0 without scales.
 [[nodiscard]] std::uint64_t scale_bytes(Recipe recipe) noexcept;
-// True when blocks are scaled against the amax of the whole tensor.
+// True when blocks are scaled against the amax of the whole tensor, whose scale is nvfp4_tensor_scale.
 [[nodiscard]] constexpr bool has_tensor_scale(Recipe recipe) noexcept { return recipe == Recipe::nvfp4_e2m1_1x16; }
 
 [[nodiscard]] constexpr std::int64_t blocks_of(std::int64_t elements) noexcept {

@@ -64,6 +64,10 @@ struct BlockScale {
       const float multiplier = 1.0F / scale;
       return {multiplier < kMax ? multiplier : kMax, scale, code};
     }
+    case Recipe::nvfp4_tensor_scale: {
+      const float scale = 1.0F / tensor_multiplier(amax);
+      return {tensor_multiplier(amax), scale, std::bit_cast<std::uint32_t>(scale)};
+    }
   }
   return {};
 }

@@ -241,7 +241,7 @@ std::uint64_t Allotment::bytes_of(std::size_t family, std::size_t part) const {
   const auto& known = matches_.families[family];
   const auto& box = known.parts[part].box;
   const auto& frame = known.frames[known.parts[part].frame];
-  auto bytes = static_cast<std::uint64_t>(elements(box)) * element_bytes(frame.recipe);
+  auto bytes = value_bytes(box, frame.recipe);
   if (has_scales(frame.recipe)) {
     const auto whole = static_cast<double>(elements(blocks_touched(frame.box, frame.recipe)) *
                                            static_cast<std::int64_t>(scale_bytes(frame.recipe)));

@@ -12,16 +12,33 @@ bool cuts_axis(const Box& box, std::int64_t length, std::size_t axis, std::int64
 
 }  // namespace
 
-// The second scale of nvfp4, of the tensor, has no place in catalogs yet.
-bool is_planned(Recipe recipe) noexcept { return !has_tensor_scale(recipe); }
+bool is_of_values(Recipe recipe) noexcept { return static_cast<int>(recipe) < kRecipeCount; }
 
-std::string planned_recipes() {
+std::string recipes_of_values() {
   std::string names;
   for (int number = 0; number < kRecipeCount; ++number) {
-    const auto recipe = static_cast<Recipe>(number);
-    if (is_planned(recipe)) names.append(names.empty() ? "" : ", ").append(to_string(recipe));
+    names.append(names.empty() ? "" : ", ").append(to_string(static_cast<Recipe>(number)));
   }
   return names;
+}
+
+Box stored_box(Box box, Recipe recipe) noexcept {
+  const auto last = static_cast<std::size_t>(box.axes - 1);
+  box.offset[last] /= values_of_element(recipe);
+  box.extent[last] /= values_of_element(recipe);
+  return box;
+}
+
+MatrixView stored_view(MatrixView view, int axes, Recipe recipe) noexcept {
+  const std::int64_t values = values_of_element(recipe);
+  view.origin[static_cast<std::size_t>(axes - 1)] /= values;
+  view.cols /= values;
+  view.col /= values;
+  return view;
+}
+
+std::uint64_t value_bytes(const Box& box, Recipe recipe) noexcept {
+  return static_cast<std::uint64_t>(elements(stored_box(box, recipe))) * element_bytes(recipe);
 }
 
 std::int64_t block_edge(Recipe recipe, std::size_t axes, std::size_t axis) noexcept {
@@ -69,7 +86,7 @@ bool is_servable(const Box& box, const std::vector<std::int64_t>& shape, Recipe 
     const auto edge = block_edge(recipe, box.axes, axis);
     if (edge != kWholeAxis && cuts_axis(box, shape[axis], axis, edge)) return false;
   }
-  return true;
+  return values_of_element(recipe) == 1 || shape.back() % block_shape(recipe).cols == 0;
 }
 
 }  // namespace weightcast

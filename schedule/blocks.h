@@ -12,10 +12,16 @@
 
 namespace weightcast {
 
-// True when plans can carry the recipe: one without scales, or with one scale per block.
-[[nodiscard]] bool is_planned(Recipe recipe) noexcept;
+// Whether values can be held under it; nvfp4_tensor_scale is of scales only.
+[[nodiscard]] bool is_of_values(Recipe recipe) noexcept;
 // "bf16, fp16, ...": those.
-[[nodiscard]] std::string planned_recipes();
+[[nodiscard]] std::string recipes_of_values();
+
+// Of values: the box, or matrix, in stored elements, so many of which are row_bytes(): of nvfp4_e2m1_1x16 half as many
+// columns, which begin and end at whole blocks. Strides of memory are between stored elements.
+[[nodiscard]] Box stored_box(Box box, Recipe recipe) noexcept;
+[[nodiscard]] MatrixView stored_view(MatrixView view, int axes, Recipe recipe) noexcept;
+[[nodiscard]] std::uint64_t value_bytes(const Box& box, Recipe recipe) noexcept;
 
 // How many indexes of an axis share a scale; kWholeAxis where blocks span it.
 [[nodiscard]] std::int64_t block_edge(Recipe recipe, std::size_t axes, std::size_t axis) noexcept;
@@ -31,7 +37,8 @@ namespace weightcast {
 // True when some block of the tensor lies partly inside and partly outside `box`.
 [[nodiscard]] bool cuts_blocks(const Box& box, const std::vector<std::int64_t>& shape, Recipe recipe) noexcept;
 // Whether a server can compute with `box` under the recipe: it cuts no block, but where blocks span an axis, which
-// every holder of a part gets the scale of.
+// every holder of a part gets the scale of. Rows of nvfp4_e2m1_1x16 are whole blocks, without a ragged one at the end:
+// so its bytes are whole, and the words of digests.
 [[nodiscard]] bool is_servable(const Box& box, const std::vector<std::int64_t>& shape, Recipe recipe) noexcept;
 
 }  // namespace weightcast

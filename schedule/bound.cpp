@@ -53,6 +53,17 @@ std::uint64_t union_volume(const std::vector<Box>& boxes) {
   return sum;
 }
 
+std::uint64_t bytes_of_values(std::uint64_t values, Recipe recipe) {
+  return values / static_cast<std::uint64_t>(values_of_element(recipe)) * element_bytes(recipe);
+}
+
+// Whose scales go with values of a recipe.
+std::vector<Recipe> scales_of(Recipe recipe) {
+  if (!has_scales(recipe)) return {};
+  if (!has_tensor_scale(recipe)) return {recipe};
+  return {recipe, Recipe::nvfp4_tensor_scale};
+}
+
 // Bytes that the same frames of a family want, and no other of those asked for.
 struct Cell {
   std::vector<std::size_t> frames;  // ascending
@@ -69,24 +80,24 @@ std::vector<Cell> cells_of(const Family& family, const std::vector<std::size_t>&
     const auto& members = of_recipe.second;
     std::vector<std::size_t> all(members.size());
     std::iota(all.begin(), all.end(), std::size_t{0});
-    const auto add = [&](const std::vector<Box>& boxes, std::uint64_t bytes_each) {
+    const auto add = [&](const std::vector<Box>& boxes, const auto& bytes_of_elements) {
       for_each_cell(boxes, all, [&](std::uint64_t elements, const std::vector<std::size_t>& which) {
         std::vector<std::size_t> takers;
         takers.reserve(which.size());
         for (const auto i : which) takers.push_back(members[i]);
-        bytes[std::move(takers)] += elements * bytes_each * family.count;
+        bytes[std::move(takers)] += bytes_of_elements(elements) * family.count;
       });
     };
     std::vector<Box> boxes;
-    std::vector<Box> blocks;
     boxes.reserve(members.size());
-    blocks.reserve(members.size());
-    for (const auto frame : members) {
-      boxes.push_back(family.frames[frame].box);
-      if (has_scales(recipe)) blocks.push_back(blocks_touched(boxes.back(), recipe));
+    for (const auto frame : members) boxes.push_back(family.frames[frame].box);
+    add(boxes, [&](std::uint64_t elements) { return bytes_of_values(elements, recipe); });
+    for (const auto scales : scales_of(recipe)) {
+      std::vector<Box> blocks;
+      blocks.reserve(boxes.size());
+      for (const auto& box : boxes) blocks.push_back(blocks_touched(box, scales));
+      add(blocks, [&](std::uint64_t elements) { return elements * scale_bytes(scales); });
     }
-    add(boxes, element_bytes(recipe));
-    if (has_scales(recipe)) add(blocks, scale_bytes(recipe));
   }
   std::vector<Cell> cells;
   cells.reserve(bytes.size());
@@ -95,9 +106,11 @@ std::vector<Cell> cells_of(const Family& family, const std::vector<std::size_t>&
 }
 
 std::uint64_t bytes_of(const Frame& frame) {
-  const auto values = volume(frame.box) * element_bytes(frame.recipe);
-  if (!has_scales(frame.recipe)) return values;
-  return values + volume(blocks_touched(frame.box, frame.recipe)) * scale_bytes(frame.recipe);
+  auto bytes = bytes_of_values(volume(frame.box), frame.recipe);
+  for (const auto scales : scales_of(frame.recipe)) {
+    bytes += volume(blocks_touched(frame.box, scales)) * scale_bytes(scales);
+  }
+  return bytes;
 }
 
 // Decimal units, four digits: "268.2 GB".
@@ -253,27 +266,27 @@ class Bounding {
   [[nodiscard]] std::vector<std::uint64_t> bytes_out_of(const Family& family) const {
     struct Wanted {
       std::vector<Box> boxes;
-      std::vector<Box> blocks;
+      std::map<Recipe, std::vector<Box>> blocks;  // by recipe of the scales
     };
     std::vector<std::uint64_t> bytes(family.shards.size());
     std::vector<std::map<Recipe, Wanted>> distinct(family.shards.size());
     for (const auto& part : family.parts) {
       const auto& frame = family.frames[part.frame];
-      const auto blocks = has_scales(frame.recipe) ? blocks_within(part.box, family.shape, frame.recipe) : std::nullopt;
-      if (relay_) {
-        auto& wanted = distinct[part.shard][frame.recipe];
-        wanted.boxes.push_back(part.box);
-        if (blocks) wanted.blocks.push_back(*blocks);
-      } else {
-        const auto once =
-            volume(part.box) * element_bytes(frame.recipe) + (blocks ? volume(*blocks) * scale_bytes(frame.recipe) : 0);
-        bytes[part.shard] += once * frame.takers.size();
+      auto once = bytes_of_values(volume(part.box), frame.recipe);
+      auto& wanted = distinct[part.shard][frame.recipe];
+      wanted.boxes.push_back(part.box);
+      for (const auto scales : scales_of(frame.recipe)) {
+        const auto blocks = blocks_within(part.box, family.shape, scales);
+        if (!blocks) continue;
+        once += volume(*blocks) * scale_bytes(scales);
+        wanted.blocks[scales].push_back(*blocks);
       }
+      if (!relay_) bytes[part.shard] += once * frame.takers.size();
     }
-    for (std::size_t shard = 0; shard < family.shards.size(); ++shard) {
+    for (std::size_t shard = 0; relay_ && shard < family.shards.size(); ++shard) {
       for (const auto& [recipe, wanted] : distinct[shard]) {
-        bytes[shard] += union_volume(wanted.boxes) * element_bytes(recipe);
-        if (!wanted.blocks.empty()) bytes[shard] += union_volume(wanted.blocks) * scale_bytes(recipe);
+        bytes[shard] += bytes_of_values(union_volume(wanted.boxes), recipe);
+        for (const auto& [scales, blocks] : wanted.blocks) bytes[shard] += union_volume(blocks) * scale_bytes(scales);
       }
     }
     return bytes;

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "schedule/blocks.h"
 #include "schedule/fingerprint.h"
 
 namespace weightcast {
@@ -41,6 +42,12 @@ std::uint64_t digest_of(const SharedList<Entry>& entries, Role role) {
             static_cast<unsigned>(entry.landing) << 8 | (entry.is_scales ? 1U : 0U));
     one.add(entry.byte_offset);
     one.add(entry.scales ? std::uint64_t{1} + *entry.scales : 0);
+    if (entry.tensor_scale) one.add(std::uint64_t{1} + *entry.tensor_scale);
+    if (entry.packed_scales) {
+      one.add(entry.packed_scales->region);
+      one.add(entry.packed_scales->byte_offset);
+      one.add(entry.packed_scales->group_stride_bytes);
+    }
     print.add(one.value());
   }
   return print.value();
@@ -67,10 +74,15 @@ std::uint64_t stored_bytes(const Entry& entry) noexcept {
   return entry.is_scales ? scale_bytes(entry.recipe) : element_bytes(entry.recipe);
 }
 
+Box stored_box(const Entry& entry, const Box& box) noexcept {
+  return entry.is_scales ? box : stored_box(box, entry.recipe);
+}
+
 std::uint64_t byte_at(const Entry& entry, const std::array<std::int64_t, kMaxAxes>& element) noexcept {
+  const Box stored = stored_box(entry, entry.box);
   auto byte = static_cast<std::int64_t>(entry.byte_offset);
-  for (std::size_t axis = 0; axis < entry.box.axes; ++axis) {
-    byte += (element[axis] - entry.box.offset[axis]) * entry.strides_bytes[axis];
+  for (std::size_t axis = 0; axis < stored.axes; ++axis) {
+    byte += (element[axis] - stored.offset[axis]) * entry.strides_bytes[axis];
   }
   return static_cast<std::uint64_t>(byte);
 }

@@ -38,6 +38,15 @@ struct Region {
   std::uint64_t address = 0;  // in the process that owns it; never sent, not part of the digest
 };
 
+// Where a commit also writes an entry's scales, as DeepGEMM reads them on Blackwell (quant/packed_scales.h): the word
+// of the box's first row and column. The columns of the box begin at a group of the array's.
+struct PackedScales {
+  std::uint32_t region = 0;
+  std::uint64_t byte_offset = 0;
+  std::uint64_t group_stride_bytes = 0;  // from four blocks of columns to the next four
+  friend bool operator==(const PackedScales&, const PackedScales&) = default;
+};
+
 struct Entry {
   SharedText tensor;                          // checkpoint name
   SharedList<std::int64_t> shape;             // of the whole tensor
@@ -46,8 +55,10 @@ struct Entry {
   Recipe recipe = Recipe::bf16;               // a server's
   std::uint32_t region = 0;
   std::uint64_t byte_offset = 0;                       // of the box's first element in the region
-  std::array<std::int64_t, kMaxAxes> strides_bytes{};  // per axis; positive on a server
+  std::array<std::int64_t, kMaxAxes> strides_bytes{};  // per axis, of stored elements; positive on a server
   std::optional<std::uint32_t> scales;                 // the entry of this one's scales: one per block of the box
+  std::optional<std::uint32_t> tensor_scale;           // and of nvfp4_tensor_scale, where the recipe has one
+  std::optional<PackedScales> packed_scales;           // of fp8_e4m3_128x128_ue8m0, beside its scales
   bool is_scales = false;  // this entry holds the scales of `tensor` under `recipe`; its box counts blocks
   Landing landing = Landing::direct;
   SharedText parameter;  // the engine's name, for messages; may be empty
@@ -77,10 +88,12 @@ struct Catalog {
 [[nodiscard]] std::uint64_t digest_of(const SharedList<Entry>& entries, Role role);
 [[nodiscard]] std::uint64_t digest_of(const Catalog& catalog, std::uint64_t digest_of_entries);
 
-// Bytes of one value, or one scale, of a server's entry.
+// Bytes of one stored element, or one scale, of a server's entry.
 [[nodiscard]] std::uint64_t stored_bytes(const Entry& entry) noexcept;
+// A box of a server's entry in stored elements (blocks.h), or in scales.
+[[nodiscard]] Box stored_box(const Entry& entry, const Box& box) noexcept;
 
-// First byte of an element (tensor coordinates, inside entry.box) relative to the region's start.
+// First byte of a stored element (inside stored_box(entry, entry.box)) relative to the region's start.
 [[nodiscard]] std::uint64_t byte_at(const Entry& entry, const std::array<std::int64_t, kMaxAxes>& element) noexcept;
 
 // The digest seed's key for a tensor's values or scales.

@@ -26,9 +26,10 @@ struct Runs {
 
 Runs runs_of(const Entry& entry, std::uint64_t element_bytes) {
   std::vector<Axis> axes;
-  for (std::size_t axis = 0; axis < entry.box.axes; ++axis) {
-    if (entry.box.extent[axis] == 1) continue;
-    axes.push_back({static_cast<std::uint64_t>(entry.strides_bytes[axis]), entry.box.extent[axis]});
+  const Box box = stored_box(entry, entry.box);
+  for (std::size_t axis = 0; axis < box.axes; ++axis) {
+    if (box.extent[axis] == 1) continue;
+    axes.push_back({static_cast<std::uint64_t>(entry.strides_bytes[axis]), box.extent[axis]});
   }
   std::sort(axes.begin(), axes.end(), [](const Axis& a, const Axis& b) { return a.stride_bytes < b.stride_bytes; });
   Runs runs;
@@ -134,6 +135,27 @@ void check_strides(const Catalog& catalog, const Entry& entry, const std::functi
   }
 }
 
+void check_packed_scales(const Catalog& catalog, const Entry& entry,
+                         const std::function<void(const std::string&)>& fail) {
+  const auto& [region, byte_offset, stride] = *entry.packed_scales;
+  if (entry.recipe != Recipe::fp8_e4m3_128x128_ue8m0 || entry.box.axes != 2) {
+    fail(fmt::format("\"packed_scales\" are of matrices under {}", to_string(Recipe::fp8_e4m3_128x128_ue8m0)));
+  }
+  const auto groups = static_cast<std::uint64_t>((blocks_touched(entry.box, entry.recipe).extent[1] + 3) / 4);
+  const std::uint64_t row_bytes = 4 * static_cast<std::uint64_t>(entry.box.extent[0]);
+  if (byte_offset % 4 != 0 || stride % 16 != 0 || stride < row_bytes) {
+    fail(
+        fmt::format("\"packed_scales\" at byte {} with groups {} bytes apart: words of 4 bytes, groups of {} rounded "
+                    "up to 16 are needed",
+                    byte_offset, stride, row_bytes));
+  }
+  const std::uint64_t bytes = catalog.regions[region].bytes;
+  if (byte_offset > bytes || row_bytes > bytes - byte_offset ||
+      (groups > 1 && stride > (bytes - byte_offset - row_bytes) / (groups - 1))) {
+    fail(fmt::format("the packed scales do not fit into region {} of {} bytes", catalog.regions[region].name, bytes));
+  }
+}
+
 }  // namespace
 
 std::uint64_t element_bytes(const Catalog& catalog, const Entry& entry) noexcept {
@@ -145,9 +167,10 @@ std::optional<ByteRange> bounding_range(const Entry& entry, std::uint64_t elemen
   auto first = static_cast<std::int64_t>(entry.byte_offset);
   auto last = first;
   if (first < 0) return std::nullopt;
-  for (std::size_t axis = 0; axis < entry.box.axes; ++axis) {
+  const Box box = stored_box(entry, entry.box);
+  for (std::size_t axis = 0; axis < box.axes; ++axis) {
     auto& end = entry.strides_bytes[axis] < 0 ? first : last;
-    if (!multiply_add(end, entry.box.extent[axis] - 1, entry.strides_bytes[axis])) return std::nullopt;
+    if (!multiply_add(end, box.extent[axis] - 1, entry.strides_bytes[axis])) return std::nullopt;
   }
   if (first < 0 || __builtin_add_overflow(last, static_cast<std::int64_t>(element_bytes), &last)) return std::nullopt;
   if (static_cast<std::uint64_t>(last) > region_bytes) return std::nullopt;
@@ -171,14 +194,21 @@ void check_entry(const Catalog& catalog, std::size_t index, const Fail& fail) {
     here("the strides put two of its elements on the same bytes");
   }
   if (entry.is_scales) {
-    if (entry.scales) here("scales have no scales");
+    if (entry.scales || entry.tensor_scale) here("scales have no scales");
     return;
+  }
+  if (entry.tensor_scale && !has_tensor_scale(entry.recipe)) {
+    here(fmt::format("the recipe {} has no \"tensor_scale\"", to_string(entry.recipe)));
   }
   if (!has_scales(entry.recipe)) {
     if (entry.scales) here(fmt::format("the recipe {} has no scales", to_string(entry.recipe)));
     return;
   }
   if (!entry.scales) here(fmt::format("the recipe {} needs \"scales\"", to_string(entry.recipe)));
+  if (!entry.tensor_scale && has_tensor_scale(entry.recipe)) {
+    here(fmt::format("the recipe {} needs a \"tensor_scale\"", to_string(entry.recipe)));
+  }
+  if (entry.packed_scales) check_packed_scales(catalog, entry, here);
   if (!is_servable(entry.box, entry.shape, entry.recipe)) {
     here(fmt::format("the box {} cuts {}; the recipe {} needs whole ones", to_string(entry.box),
                      blocks_text(entry.recipe), to_string(entry.recipe)));
@@ -187,32 +217,48 @@ void check_entry(const Catalog& catalog, std::size_t index, const Fail& fail) {
 
 void check_scales(const Catalog& catalog, const Fail& fail) {
   std::vector<bool> used(catalog.entries.size(), false);
-  for (std::size_t i = 0; i < catalog.entries.size(); ++i) {
+  const auto check = [&](std::size_t i, std::optional<std::uint32_t> of, Recipe recipe) {
+    if (!of) return;
     const auto& entry = catalog.entries[i];
-    if (!entry.scales) continue;
-    if (*entry.scales >= catalog.entries.size())
-      fail(i, fmt::format("there is no entry {} for its scales", *entry.scales));
-    const auto& scales = catalog.entries[*entry.scales];
-    const auto blocks = blocks_touched(entry.box, entry.recipe);
-    const auto grid = block_grid(entry.shape, entry.recipe);
-    if (!scales.is_scales || scales.tensor != entry.tensor || scales.recipe != entry.recipe || scales.shape != grid ||
+    if (*of >= catalog.entries.size()) fail(i, fmt::format("there is no entry {} for its scales", *of));
+    const auto& scales = catalog.entries[*of];
+    const auto blocks = blocks_touched(entry.box, recipe);
+    const auto grid = block_grid(entry.shape, recipe);
+    if (!scales.is_scales || scales.tensor != entry.tensor || scales.recipe != recipe || scales.shape != grid ||
         scales.box != blocks) {
-      fail(i, fmt::format("entry {} does not hold its scales: blocks {} of a grid of {}", *entry.scales,
-                          to_string(blocks), to_string(whole(grid))));
+      fail(i, fmt::format("entry {} does not hold its scales: blocks {} of a grid of {}", *of, to_string(blocks),
+                          to_string(whole(grid))));
     }
-    used[*entry.scales] = true;
+    used[*of] = true;
+  };
+  for (std::size_t i = 0; i < catalog.entries.size(); ++i) {
+    check(i, catalog.entries[i].scales, catalog.entries[i].recipe);
+    check(i, catalog.entries[i].tensor_scale, Recipe::nvfp4_tensor_scale);
   }
   for (std::size_t i = 0; i < catalog.entries.size(); ++i) {
     if (catalog.entries[i].is_scales && !used[i]) fail(i, "these are the scales of no entry");
   }
 }
 
+void check_packed_regions(const Catalog& catalog, const Fail& fail) {
+  std::vector<bool> holds_entries(catalog.regions.size(), false);
+  for (const auto& entry : catalog.entries) holds_entries[entry.region] = true;
+  for (std::size_t i = 0; i < catalog.entries.size(); ++i) {
+    const auto& packed = catalog.entries[i].packed_scales;
+    if (!packed || !holds_entries[packed->region]) continue;
+    fail(i, fmt::format("region {} holds packed scales, which a commit writes, and entries, which trainers write",
+                        catalog.regions[packed->region].name));
+  }
+}
+
 void check_names(const Catalog& catalog, const Fail& fail) {
   std::vector<std::size_t> order(catalog.entries.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
+  const auto is_of_tensor = [](const Entry& entry) { return entry.recipe == Recipe::nvfp4_tensor_scale; };
   const auto key = [&](std::size_t i) {
     const auto& entry = catalog.entries[i];
-    return std::tie(entry.tensor, entry.is_scales, entry.box);
+    return std::tuple<const SharedText&, bool, bool, const Box&>(entry.tensor, entry.is_scales, is_of_tensor(entry),
+                                                                 entry.box);
   };
   std::sort(order.begin(), order.end(),
             [&](std::size_t a, std::size_t b) { return key(a) != key(b) ? key(a) < key(b) : a < b; });
@@ -220,6 +266,7 @@ void check_names(const Catalog& catalog, const Fail& fail) {
     const auto& before = catalog.entries[order[i - 1]];
     const auto& entry = catalog.entries[order[i]];
     if (before.tensor != entry.tensor || before.is_scales != entry.is_scales) continue;
+    if (is_of_tensor(before) != is_of_tensor(entry)) continue;
     if (before.shape != entry.shape) {
       fail(order[i], fmt::format("two tensors of one name: entry {} has the shape {}, this one {}", order[i - 1],
                                  to_string(whole(before.shape)), to_string(whole(entry.shape))));

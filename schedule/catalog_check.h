@@ -35,6 +35,8 @@ using Fail = std::function<void(std::size_t, const std::string&)>;
 void check_entry(const Catalog& catalog, std::size_t index, const Fail& fail);
 // Every entry of scales belongs to one entry of values, and lies on its blocks.
 void check_scales(const Catalog& catalog, const Fail& fail);
+// Packed scales are in regions that hold nothing else: trainers do not write there.
+void check_packed_regions(const Catalog& catalog, const Fail& fail);
 // No tensor box twice, no tensor with two shapes.
 void check_names(const Catalog& catalog, const Fail& fail);
 // No byte of a region in two entries, exactly, interleaved strides included.

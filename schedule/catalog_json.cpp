@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <unordered_map>
 
+#include "quant/packed_scales.h"
 #include "schedule/blocks.h"
 #include "schedule/catalog.h"
 #include "schedule/catalog_check.h"
@@ -30,6 +31,14 @@ struct Block {
   std::uint64_t byte_offset = 0;
   std::vector<std::int64_t> shape;
   std::vector<std::int64_t> strides_bytes;
+};
+
+// An array of scales, and where those of an entry stand in it.
+struct ScalesBlock {
+  std::string_view key;  // that it was read from
+  Recipe recipe = Recipe::bf16;
+  Block memory;
+  std::vector<std::int64_t> at;
 };
 
 template <std::size_t N>
@@ -105,7 +114,7 @@ class CatalogReader {
   struct Source {
     std::size_t entry = 0;
     std::optional<std::size_t> part;
-    bool is_nested = false;  // the entry of a "scales" object
+    std::string_view nested;  // "scales", "tensor_scale": the entry of that object
   };
 
   bool is_server() const { return catalog_.role == Role::server; }
@@ -138,7 +147,9 @@ class CatalogReader {
     return static_cast<std::uint32_t>(place.integer(0, static_cast<std::int64_t>(catalog_.regions.size()) - 1));
   }
 
-  Block block_at(const Place& place, std::vector<std::int64_t> shape, std::uint64_t element_bytes) const {
+  // `values` of the last axis are stored as one element of `element_bytes`.
+  Block block_at(const Place& place, std::vector<std::int64_t> shape, std::uint64_t element_bytes,
+                 std::int64_t values = 1) const {
     Block block;
     block.region = region_at(place.at("region"));
     block.byte_offset =
@@ -156,7 +167,9 @@ class CatalogReader {
     auto stride = static_cast<std::int64_t>(element_bytes);
     for (std::size_t axis = block.shape.size(); axis-- > 0;) {
       block.strides_bytes[axis] = stride;
-      if (__builtin_mul_overflow(stride, block.shape[axis], &stride)) place.fail("more bytes than 2^63");
+      const auto stored =
+          axis + 1 == block.shape.size() ? (block.shape[axis] + values - 1) / values : block.shape[axis];
+      if (__builtin_mul_overflow(stride, stored, &stride)) place.fail("more bytes than 2^63");
     }
     return block;
   }
@@ -167,13 +180,15 @@ class CatalogReader {
     const auto type_key = is_server() ? "recipe" : "dtype";
     const auto landing_key = is_server() ? "landing" : type_key;  // a trainer has no landing
     const auto scales_key = is_server() ? "scales" : type_key;
+    const auto tensor_scale_key = is_server() ? "tensor_scale" : type_key;
+    const auto packed_key = is_server() ? "packed_scales" : type_key;
     const auto is_scales_key = is_server() ? "is_scales" : type_key;
     if (fused) {
-      place.require_keys(
-          {"parameter", "shape", "region", "byte_offset", "strides_bytes", type_key, scales_key, landing_key, "parts"});
+      place.require_keys({"parameter", "shape", "region", "byte_offset", "strides_bytes", type_key, scales_key,
+                          tensor_scale_key, packed_key, landing_key, "parts"});
     } else {
       place.require_keys({"tensor", "shape", "offset", "extent", "region", "byte_offset", "strides_bytes", type_key,
-                          scales_key, is_scales_key, landing_key, "parameter", "parts"});
+                          scales_key, tensor_scale_key, packed_key, is_scales_key, landing_key, "parameter", "parts"});
     }
     Entry common;
     read_type(place.at(type_key), common);
@@ -201,15 +216,59 @@ class CatalogReader {
       place.fail(fmt::format("\"{}\" is not known; the nearest known one is \"{}\"", name.substr(0, 100),
                              nearest(name.substr(0, 100), known)));
     }
-    if (recipe && !is_planned(*recipe)) {
-      place.fail(fmt::format("plans do not carry {} yet; there are {}", name, planned_recipes()));
-    }
     if (source) entry.source_type = *source;
     if (recipe) entry.recipe = *recipe;
   }
 
   std::uint64_t bytes_of(const Entry& entry) const {
     return is_server() ? stored_bytes(entry) : element_bytes(entry.source_type);
+  }
+
+  // The arrays of scales that an entry or its parts name by objects; `shape_of` says what of them a recipe needs.
+  template <class ShapeOf>
+  std::vector<ScalesBlock> scales_at(const Place& place, Recipe values, const ShapeOf& shape_of) const {
+    std::vector<ScalesBlock> all;
+    const std::array<std::pair<std::string_view, Recipe>, 2> kinds = {
+        {{"scales", values}, {"tensor_scale", Recipe::nvfp4_tensor_scale}}};
+    for (const auto& [key, recipe] : kinds) {
+      if (!place.has(key) || place.at(key).value().is_number()) continue;
+      const auto scales = place.at(key);
+      if (!has_scales(recipe)) place.fail(fmt::format("the recipe {} has no scales", to_string(recipe)));
+      all.push_back({key, recipe, block_at(scales, shape_of(scales, recipe), scale_bytes(recipe)), {}});
+    }
+    return all;
+  }
+
+  // Of an entry whose first element stands at `at` in an array of `shape`.
+  void read_packed_scales(const Place& place, const std::vector<std::int64_t>& shape,
+                          const std::vector<std::int64_t>& at, Entry& entry) const {
+    if (!place.has("packed_scales")) return;
+    const auto packed = place.at("packed_scales");
+    packed.require_keys({"region", "byte_offset", "group_stride_bytes"});
+    constexpr std::int64_t kGroup = 4 * kBlock;  // columns
+    const auto axes = at.size();
+    if (axes < 2 || at.back() % kGroup != 0) {
+      packed.fail(fmt::format("are of matrices whose columns begin at multiples of {}", kGroup));
+    }
+    PackedScales scales;
+    scales.region = region_at(packed.at("region"));
+    scales.group_stride_bytes = packed.has("group_stride_bytes")
+                                    ? static_cast<std::uint64_t>(packed.at("group_stride_bytes").integer(1))
+                                    : packed_group_bytes(shape[axes - 2]);
+    std::uint64_t matrix = 0;
+    for (std::size_t axis = 0; axis + 2 < axes; ++axis) {
+      matrix = matrix * static_cast<std::uint64_t>(shape[axis]) + static_cast<std::uint64_t>(at[axis]);
+    }
+    const auto groups = static_cast<std::uint64_t>((shape.back() + kGroup - 1) / kGroup);
+    const auto group = matrix * groups + static_cast<std::uint64_t>(at.back() / kGroup);
+    if (scales.group_stride_bytes > (std::uint64_t{1} << 40) || group > (std::uint64_t{1} << 20)) {
+      packed.fail("stand beyond 2^60 bytes");
+    }
+    scales.byte_offset = group * scales.group_stride_bytes + 4 * static_cast<std::uint64_t>(at[axes - 2]);
+    if (packed.has("byte_offset")) {
+      scales.byte_offset += static_cast<std::uint64_t>(packed.at("byte_offset").integer(0));
+    }
+    entry.packed_scales = scales;
   }
 
   void read_plain(const Place& outer, Entry entry, std::size_t index) {
@@ -226,35 +285,42 @@ class CatalogReader {
       place.at("recipe").fail(
           fmt::format("{} has no scales; it names the recipe of the values", to_string(entry.recipe)));
     }
-    const auto memory = block_at(place, extents(entry.box), bytes_of(entry));
-    std::optional<Block> scales;
-    if (place.has("scales") && place.at("scales").value().is_number()) {
-      entry.scales = static_cast<std::uint32_t>(place.at("scales").integer(0, kMaxEntries));
-    } else if (place.has("scales")) {
-      const auto scales_place = place.at("scales");
-      scales_place.require_keys({"region", "byte_offset", "strides_bytes"});
-      scales = block_at(scales_place, extents(blocks_touched(entry.box, entry.recipe)), scale_bytes(entry.recipe));
+    if (!entry.is_scales && !is_of_values(entry.recipe)) {
+      place.at("recipe").fail(
+          fmt::format("{} is of scales only; of values there are {}", to_string(entry.recipe), recipes_of_values()));
     }
+    const auto values = entry.is_scales ? 1 : values_of_element(entry.recipe);
+    const auto memory = block_at(place, extents(entry.box), bytes_of(entry), values);
+    const auto index_at = [&](const char* key, std::optional<std::uint32_t>& of) {
+      if (!place.has(key) || !place.at(key).value().is_number()) return;
+      of = static_cast<std::uint32_t>(place.at(key).integer(0, kMaxEntries));
+    };
+    index_at("scales", entry.scales);
+    index_at("tensor_scale", entry.tensor_scale);
+    auto scales = scales_at(place, entry.recipe, [&](const Place& of, Recipe recipe) {
+      of.require_keys({"region", "byte_offset", "strides_bytes"});
+      return extents(blocks_touched(entry.box, recipe));
+    });
     const std::vector<std::int64_t> start(entry.box.axes, 0);
-    add(place, std::move(entry), memory, start, scales, start, {index, std::nullopt, false});
+    for (auto& of : scales) of.at = start;
+    read_packed_scales(place, memory.shape, start, entry);
+    add(place, std::move(entry), memory, start, scales, {index, std::nullopt, {}});
   }
 
   void read_parts(const Place& place, const Entry& common, std::size_t index) {
-    const auto memory = block_at(place, shape_at(place.at("shape")), bytes_of(common));
-    std::optional<Block> scales;
-    if (place.has("scales")) {
-      const auto scales_place = place.at("scales");
-      scales_place.require_keys({"shape", "region", "byte_offset", "strides_bytes"});
-      auto shape =
-          scales_place.has("shape") ? shape_at(scales_place.at("shape")) : block_grid(memory.shape, common.recipe);
-      scales = block_at(scales_place, std::move(shape), scale_bytes(common.recipe));
-    }
+    if (!is_of_values(common.recipe)) place.at("recipe").fail("is of scales, which have no parts");
+    const auto memory =
+        block_at(place, shape_at(place.at("shape")), bytes_of(common), values_of_element(common.recipe));
+    auto scales = scales_at(place, common.recipe, [&](const Place& of, Recipe recipe) {
+      of.require_keys({"shape", "region", "byte_offset", "strides_bytes"});
+      return of.has("shape") ? shape_at(of.at("shape")) : block_grid(memory.shape, recipe);
+    });
     const auto parts = place.at("parts");
     const auto count = parts.size_of_array(kMaxEntries);
     if (count == 0) parts.fail("must not be empty");
     for (std::size_t i = 0; i < count; ++i) {
       auto part = parts.at(i);
-      part.require_keys({"tensor", "shape", "offset", "extent", "at", "scales_at"});
+      part.require_keys({"tensor", "shape", "offset", "extent", "at", "scales_at", "tensor_scale_at"});
       auto entry = common;
       part.set_tensor(part.at("tensor").text(kMaxNameBytes));
       entry.tensor = std::string(part.tensor());
@@ -262,21 +328,24 @@ class CatalogReader {
       entry.box = box_of(part, entry.shape);
       auto at = std::vector<std::int64_t>(memory.shape.size(), 0);
       if (part.has("at")) at = part.at("at").integers(kMaxAxes, 0);
-      const auto scales_at = scales ? scales_at_of(part, at, entry) : at;
-      add(part, std::move(entry), memory, at, scales, scales_at, {index, i, false});
+      for (auto& of : scales) of.at = scales_at_of(part, at, entry, of);
+      read_packed_scales(place, memory.shape, at, entry);
+      add(part, std::move(entry), memory, at, scales, {index, i, {}});
     }
   }
 
   // Where a part's scales stand: as given, else where its blocks stand when the scales follow the memory's own grid.
-  static std::vector<std::int64_t> scales_at_of(const Place& part, std::vector<std::int64_t> at, const Entry& entry) {
-    if (part.has("scales_at")) return part.at("scales_at").integers(kMaxAxes, 0);
+  static std::vector<std::int64_t> scales_at_of(const Place& part, std::vector<std::int64_t> at, const Entry& entry,
+                                                const ScalesBlock& scales) {
+    const auto key = fmt::format("{}_at", scales.key);
+    if (part.has(key)) return part.at(key).integers(kMaxAxes, 0);
     const std::size_t axes = std::min<std::size_t>(entry.box.axes, at.size());
     for (std::size_t back = 1; back <= axes; ++back) {
-      const auto edge = block_edge(entry.recipe, axes, axes - back);
+      const auto edge = block_edge(scales.recipe, axes, axes - back);
       auto& position = at[at.size() - back];
       if (position % edge != 0) {
-        part.fail(fmt::format("stands at {}, inside a block ({}): say where its scales stand with \"scales_at\"",
-                              position, blocks_text(entry.recipe)));
+        part.fail(fmt::format("stands at {}, inside a block ({}): say where its scales stand with \"{}\"", position,
+                              blocks_text(scales.recipe), key));
       }
       position /= edge;
     }
@@ -293,6 +362,8 @@ class CatalogReader {
       place.fail(fmt::format("the box has {} axes, the memory only {}", entry.box.axes, at.size()));
     }
     const auto outer = at.size() - entry.box.axes;
+    const auto values = entry.is_scales ? 1 : values_of_element(entry.recipe);
+    if (at.back() % values != 0) place.fail(fmt::format("stands at {}, inside a byte", at.back()));
     auto byte = static_cast<std::int64_t>(memory.byte_offset);
     for (std::size_t axis = 0; axis < at.size(); ++axis) {
       const auto extent = axis < outer ? 1 : entry.box.extent[axis - outer];
@@ -300,7 +371,8 @@ class CatalogReader {
         place.fail(fmt::format("stands at {} with {} elements on axis {}, the memory has {}{}", at[axis], extent, axis,
                                memory.shape[axis], entry.is_scales ? " (scales)" : ""));
       }
-      if (!multiply_add(byte, at[axis], memory.strides_bytes[axis])) place.fail("byte offsets beyond 2^63");
+      const auto stored = axis + 1 == at.size() ? at[axis] / values : at[axis];
+      if (!multiply_add(byte, stored, memory.strides_bytes[axis])) place.fail("byte offsets beyond 2^63");
       if (axis >= outer) entry.strides_bytes[axis - outer] = memory.strides_bytes[axis];
     }
     if (byte < 0) place.fail("starts before its region");
@@ -309,26 +381,33 @@ class CatalogReader {
   }
 
   void add(const Place& place, Entry entry, const Block& memory, const std::vector<std::int64_t>& at,
-           const std::optional<Block>& scales, const std::vector<std::int64_t>& scales_at, Source source) {
-    if (catalog_.entries.size() + 2 > kMaxEntries) place.fail(fmt::format("more than {} entries", kMaxEntries));
-    lay(place, entry, memory, at);
-    std::optional<Entry> scales_entry;
-    if (scales) {
-      if (!has_scales(entry.recipe)) place.fail(fmt::format("the recipe {} has no scales", to_string(entry.recipe)));
-      scales_entry = entry;
-      scales_entry->is_scales = true;
-      scales_entry->shape = block_grid(entry.shape, entry.recipe);
-      scales_entry->box = blocks_touched(entry.box, entry.recipe);
-      scales_entry->strides_bytes = {};
-      lay(place, *scales_entry, *scales, scales_at);
-      entry.scales = static_cast<std::uint32_t>(catalog_.entries.size() + 1);
+           const std::vector<ScalesBlock>& scales, Source source) {
+    if (catalog_.entries.size() + 1 + scales.size() > kMaxEntries) {
+      place.fail(fmt::format("more than {} entries", kMaxEntries));
     }
+    lay(place, entry, memory, at);
+    std::vector<Entry> scales_entries;
+    scales_entries.reserve(scales.size());
+    for (const auto& of : scales) {
+      Entry& scales_entry = scales_entries.emplace_back(entry);
+      scales_entry.is_scales = true;
+      scales_entry.recipe = of.recipe;
+      scales_entry.shape = block_grid(entry.shape, of.recipe);
+      scales_entry.box = blocks_touched(entry.box, of.recipe);
+      scales_entry.strides_bytes = {};
+      scales_entry.scales = scales_entry.tensor_scale = std::nullopt;
+      scales_entry.packed_scales = std::nullopt;
+      lay(place, scales_entry, of.memory, of.at);
+    }
+    auto next = static_cast<std::uint32_t>(catalog_.entries.size());
+    for (const auto& of : scales) (of.recipe == entry.recipe ? entry.scales : entry.tensor_scale) = ++next;
     catalog_.entries.push_back(std::move(entry));
     sources_.push_back(source);
-    if (!scales_entry) return;
-    catalog_.entries.push_back(std::move(*scales_entry));
-    source.is_nested = true;
-    sources_.push_back(source);
+    for (std::size_t i = 0; i < scales.size(); ++i) {
+      catalog_.entries.push_back(std::move(scales_entries[i]));
+      source.nested = scales[i].key;
+      sources_.push_back(source);
+    }
   }
 
   void check() {
@@ -341,11 +420,12 @@ class CatalogReader {
         auto parts = place.at("parts");
         parts.at(*source.part).fail(what);
       }
-      if (source.is_nested) place.at("scales").fail(what);
+      if (!source.nested.empty()) place.at(source.nested).fail(what);
       place.fail(what);
     };
     for (std::size_t i = 0; i < catalog_.entries.size(); ++i) check_entry(catalog_, i, fail);
     check_scales(catalog_, fail);
+    check_packed_regions(catalog_, fail);
     check_names(catalog_, fail);
     if (is_server()) check_overlaps(catalog_, fail);
   }
@@ -393,6 +473,12 @@ std::string to_json(const Catalog& catalog) {
     json["byte_offset"] = entry.byte_offset;
     json["strides_bytes"] = std::vector<std::int64_t>(entry.strides_bytes.begin(), entry.strides_bytes.begin() + axes);
     if (entry.scales) json["scales"] = *entry.scales;
+    if (entry.tensor_scale) json["tensor_scale"] = *entry.tensor_scale;
+    if (const auto& packed = entry.packed_scales) {
+      json["packed_scales"] = {{"region", catalog.regions[packed->region].name},
+                               {"byte_offset", packed->byte_offset},
+                               {"group_stride_bytes", packed->group_stride_bytes}};
+    }
     if (entry.is_scales) json["is_scales"] = true;
     if (entry.landing != Landing::direct) json["landing"] = to_string(entry.landing);
     if (!entry.parameter.empty()) json["parameter"] = entry.parameter.str();

@@ -108,6 +108,7 @@ struct Use {
   std::uint32_t list = 0;
   std::uint32_t entry = 0;
   std::uint32_t scales = 0;
+  std::uint32_t tensor_scale = 0;
   std::uint64_t print = 0;
 };
 
@@ -154,14 +155,16 @@ class Grouping {
         const auto number = names_.number_of(entry.tensor);
         require_scales(catalog, entry);
         note(number, catalog, entry);
-        numbers_[list].push_back({number + 1, entry.scales.value_or(0), entry_print(entry, catalog.role)});
+        numbers_[list].push_back(
+            {number + 1, entry.scales.value_or(0), entry.tensor_scale.value_or(0), entry_print(entry, catalog.role)});
       }
     }
   }
 
   static void require_scales(const Catalog& catalog, const Entry& entry) {
     if (catalog.role == Role::trainer || !has_scales(entry.recipe)) return;
-    if (entry.scales && *entry.scales < catalog.entries.size()) return;
+    const auto is_there = [&](std::optional<std::uint32_t> index) { return index && *index < catalog.entries.size(); };
+    if (is_there(entry.scales) && (!has_tensor_scale(entry.recipe) || is_there(entry.tensor_scale))) return;
     refuse(fmt::format("tensor {}: {} has no entry for the scales of {}", entry.tensor, name_of(catalog),
                        to_string(entry.box)));
   }
@@ -232,7 +235,7 @@ class Grouping {
       for (std::uint32_t entry = 0; entry < numbers_[list].size(); ++entry) {
         const auto& numbered = numbers_[list][entry];
         if (numbered.number == 0) continue;
-        uses_[next[numbered.number - 1]++] = {list, entry, numbered.scales, numbered.print};
+        uses_[next[numbered.number - 1]++] = {list, entry, numbered.scales, numbered.tensor_scale, numbered.print};
       }
       numbers_[list] = {};
     }
@@ -271,19 +274,22 @@ class Grouping {
     const auto uses = known_[tensors.front()].uses;
     Column entries(tensors.size());
     Column scales(tensors.size());
+    Column tensor_scales(tensors.size());
     for (std::uint32_t use = 0; use < uses; ++use) {
       const auto list = uses_[begins_[tensors.front()] + use].list;
       for (std::size_t i = 0; i < tensors.size(); ++i) {
         const auto& one = uses_[begins_[tensors[i]] + use];
         entries[i] = one.entry;
         scales[i] = one.scales;
+        tensor_scales[i] = one.tensor_scale;
       }
       const bool holds = list < trainer_lists_;
       const auto& first = lists_[list].catalog->entries[entries.front()];
       const bool scaled = !holds && has_scales(first.recipe);
       auto& side = holds ? family.holders : family.takers;
       side.push_back({lists_[list].catalog, &result.ranks[list], column_of(entries, result.columns),
-                      scaled ? column_of(scales, result.columns) : 0});
+                      scaled ? column_of(scales, result.columns) : 0,
+                      scaled && has_tensor_scale(first.recipe) ? column_of(tensor_scales, result.columns) : 0});
     }
     return family;
   }
@@ -303,6 +309,7 @@ class Grouping {
   struct Numbered {
     std::uint32_t number = 0;  // of the tensor, counted from 1; 0: scales
     std::uint32_t scales = 0;
+    std::uint32_t tensor_scale = 0;
     std::uint64_t print = 0;
   };
 

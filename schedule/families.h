@@ -15,7 +15,8 @@ struct FamilyUse {
   const Catalog* catalog = nullptr;                   // of the first of the ranks
   const std::vector<std::uint32_t>* ranks = nullptr;  // ascending; borrowed from Families
   std::uint32_t column = 0;
-  std::uint32_t scales = 0;  // the column of the scales, where a server's recipe has some
+  std::uint32_t scales = 0;        // the column of the scales, where a server's recipe has some
+  std::uint32_t tensor_scale = 0;  // and of the tensor's scale
 };
 
 struct TensorFamily {

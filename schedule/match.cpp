@@ -6,6 +6,7 @@
 #include <tuple>
 #include <utility>
 
+#include "schedule/blocks.h"
 #include "schedule/box_index.h"
 #include "schedule/families.h"
 #include "schedule/refuse.h"
@@ -108,7 +109,9 @@ class Matcher {
       if (frames.empty() || frames.back().box != box || frames.back().recipe != recipe) {
         frames.push_back({box, recipe, {}});
       }
-      for (const auto rank : *taker.ranks) frames.back().takers.push_back({rank, taker.column, taker.scales});
+      for (const auto rank : *taker.ranks) {
+        frames.back().takers.push_back({rank, taker.column, taker.scales, taker.tensor_scale});
+      }
     }
     for (auto& frame : frames) {
       std::sort(frame.takers.begin(), frame.takers.end(), [](const Taker& a, const Taker& b) {
@@ -130,9 +133,20 @@ class Matcher {
       index.visit(box, [&](std::size_t shard, const Box& common) {
         family.parts.push_back({shard, frame, common});
         covered += elements(common);
+        if (values_of_element(family.frames[frame].recipe) > 1) require_whole_bytes(family, family.parts.back());
       });
       if (covered != elements(box)) refuse_uncovered(family, frame, first);
     }
+  }
+
+  static void require_whole_bytes(const Family& family, const Part& part) {
+    const auto& frame = family.frames[part.frame];
+    if (is_servable(part.box, family.shape, frame.recipe)) return;
+    refuse(fmt::format(
+        "tensor {}: trainer {} holds {}, which cuts {} of {}, two values to a byte: slices of its "
+        "columns must begin and end at multiples of {}",
+        family.name, family.shards[part.shard].holders.front().trainer, to_string(family.shards[part.shard].box),
+        blocks_text(frame.recipe), to_string(frame.recipe), block_shape(frame.recipe).cols));
   }
 
   [[noreturn]] static void refuse_uncovered(const Family& family, std::size_t frame, std::size_t first_part) {

@@ -29,7 +29,8 @@ struct Shard {
 struct Taker {
   std::uint32_t server = 0;
   std::uint32_t column = 0;
-  std::uint32_t scales = 0;  // the column of the scales, where the recipe has some
+  std::uint32_t scales = 0;        // the column of the scales, where the recipe has some
+  std::uint32_t tensor_scale = 0;  // and of the tensor's scale
 };
 
 // The same box under the same recipe, wanted by one server or more.

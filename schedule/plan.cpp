@@ -29,10 +29,11 @@ BoxCut cut_of(const Box& box, const Box& frame, Recipe recipe, std::uint64_t chu
   const auto element = static_cast<std::int64_t>(element_bytes(recipe));
 
   BoxCut cut{smallest_axis, 1, 0};
+  const Box stored = stored_box(box, recipe);
   std::int64_t index_bytes = element;  // of one index of cut.axis
-  for (std::size_t axis = cut.axis + 1; axis <= last; ++axis) index_bytes *= box.extent[axis];
-  while (cut.axis > 0 && index_bytes * box.extent[cut.axis] <= limit) {
-    index_bytes *= box.extent[cut.axis];
+  for (std::size_t axis = cut.axis + 1; axis <= last; ++axis) index_bytes *= stored.extent[axis];
+  while (cut.axis > 0 && index_bytes * stored.extent[cut.axis] <= limit) {
+    index_bytes *= stored.extent[cut.axis];
     --cut.axis;
   }
   const bool inside_words = !blocked && cut.axis == last;

@@ -9,6 +9,7 @@
 #include <tuple>
 #include <utility>
 
+#include "schedule/blocks.h"
 #include "schedule/fingerprint.h"
 #include "schedule/units_text.h"
 
@@ -57,7 +58,7 @@ std::string bound_text(const PlanOutline& of) {
 
 PlanOutline outline_of(const Plan& plan, const Catalogs& catalogs, const Topology& topology, const Bound& bound) {
   std::map<PairKey, PlanOutline::Pair> pairs;
-  const auto add = [&](const auto& step, const Box& box, uint64_t element_bytes, uint64_t kind) {
+  const auto add = [&](const auto& step, const Box& box, uint64_t bytes_of_one, uint64_t kind) {
     const auto print = print_of(box, kind);
     uint64_t content = 0;
     const auto& entries = catalogs.trainers[step.trainer].entries;
@@ -67,7 +68,7 @@ PlanOutline outline_of(const Plan& plan, const Catalogs& catalogs, const Topolog
       one.add(entries[column[i]].tensor.print());
       content += one.value();
     }
-    const auto bytes = step.count * static_cast<uint64_t>(elements(box)) * element_bytes;
+    const auto bytes = step.count * bytes_of_one;
     for (const auto& to : step.destinations) {
       auto& pair =
           pairs.try_emplace({step.trainer, to.relay, to.server}, PlanOutline::Pair{step.trainer, to.relay, to.server})
@@ -77,11 +78,12 @@ PlanOutline outline_of(const Plan& plan, const Catalogs& catalogs, const Topolog
     }
   };
   for (const auto& step : plan.steps) {
-    add(step, step.box, element_bytes(step.recipe), static_cast<uint64_t>(step.recipe));
+    add(step, step.box, value_bytes(step.box, step.recipe), static_cast<uint64_t>(step.recipe));
   }
   constexpr uint64_t kScales = 1 << 20;
   for (const auto& step : plan.scale_steps) {
-    add(step, step.blocks, scale_bytes(step.recipe), kScales + static_cast<uint64_t>(step.recipe));
+    add(step, step.blocks, static_cast<uint64_t>(elements(step.blocks)) * scale_bytes(step.recipe),
+        kScales + static_cast<uint64_t>(step.recipe));
   }
   PlanOutline outline{{}, plan.trainer_bytes, plan.server_bytes, bound, makespan_s(plan, topology)};
   outline.pairs.reserve(pairs.size());

@@ -18,20 +18,19 @@
 namespace weightcast {
 namespace {
 
-std::uint64_t bytes_of(const Box& box, Recipe recipe) {
-  return static_cast<std::uint64_t>(elements(box)) * element_bytes(recipe);
-}
+// Under which maxima are exchanged: all of a tensor, where its scale is one of them.
+Recipe measured_as(Recipe recipe) { return has_tensor_scale(recipe) ? Recipe::nvfp4_tensor_scale : recipe; }
 
 // The blocks of `box` (inside `frame`) whose probe element lies in `box`. The probe stands `phase` elements into the
 // block, or on the nearest row or column of the frame. Every block has one probe and the parts of a frame are disjoint,
 // so every block has exactly one owner; another phase gives the blocks that straddle parts to another of them.
-std::optional<Box> owned_blocks(const Box& box, const Frame& frame, std::int64_t phase) {
-  Box owned = blocks_touched(box, frame.recipe);
+std::optional<Box> owned_blocks(const Box& box, const Box& frame, Recipe recipe, std::int64_t phase) {
+  Box owned = blocks_touched(box, recipe);
   for (std::size_t axis = 0; axis < box.axes; ++axis) {
-    const auto edge = block_edge(frame.recipe, box.axes, axis);
-    const auto first = frame.box.offset[axis];
+    const auto edge = block_edge(recipe, box.axes, axis);
+    const auto first = frame.offset[axis];
     const auto has_probe = [&](std::int64_t block) {
-      const auto probe = std::clamp(block * edge + phase % edge, first, first + frame.box.extent[axis] - 1);
+      const auto probe = std::clamp(block * edge + phase % edge, first, first + frame.extent[axis] - 1);
       return probe >= box.offset[axis] && probe < box.offset[axis] + box.extent[axis];
     };
     const auto end = owned.offset[axis] + owned.extent[axis];
@@ -150,18 +149,22 @@ class Planner {
         const auto order = visiting_order(segment, frame);
         const auto direct = allotment_->direct_groups(index, p);
         const auto& groups = allotment_->groups(index, part.frame);
-        const bool needs_amax = has_scales(frame.recipe) && cuts_blocks(segment.box, family.shape, frame.recipe) &&
-                                cuts_blocks(family.shards[part.shard].box, family.shape, frame.recipe);
+        const Recipe measured = measured_as(frame.recipe);
+        const bool needs_amax = has_scales(frame.recipe) && cuts_blocks(segment.box, family.shape, measured) &&
+                                cuts_blocks(family.shards[part.shard].box, family.shape, measured);
         if (needs_amax) {
-          casters[frame.recipe][{part.shard, segment.caster}].emplace_back(segment.first,
-                                                                           segment.first + segment.count);
+          casters[measured][{part.shard, segment.caster}].emplace_back(segment.first, segment.first + segment.count);
         }
         const auto destinations = destinations_of(segment, frame, groups, order, direct);
         for (const auto& box : pieces_of(segment, frame, needs_amax)) {
           add_step(family, frame, segment, box, needs_amax, destinations);
         }
         if (!has_scales(frame.recipe)) continue;
-        for (const auto& turn : turns[part.frame]) add_scale_step(frame, segment, turn, groups, order, direct);
+        for (const auto& turn : turns[part.frame]) {
+          add_scale_step(frame, frame.recipe, &Taker::scales, segment, turn, destinations);
+          if (!has_tensor_scale(frame.recipe)) continue;
+          add_scale_step(frame, measured, &Taker::tensor_scale, segment, turn, destinations);
+        }
       }
     }
     for (auto& [recipe, of_recipe] : casters) add_exchanges(family, recipe, of_recipe);
@@ -219,7 +222,7 @@ class Planner {
   // Straddling blocks are few, and stay in one piece, as their maxima do.
   [[nodiscard]] std::vector<Box> pieces_of(const Segment& segment, const Frame& frame, bool needs_amax) const {
     constexpr std::uint64_t kMostBytes = 32ULL << 20;
-    if (needs_amax || bytes_of(segment.box, frame.recipe) <= kMostBytes) return {segment.box};
+    if (needs_amax || value_bytes(segment.box, frame.recipe) <= kMostBytes) return {segment.box};
     return chunks_of(segment.box, frame.box, frame.recipe, std::max(kMostBytes, plan_.chunk_bytes));
   }
 
@@ -242,7 +245,7 @@ class Planner {
     }
     step.chunks = static_cast<std::uint32_t>(chunks);
     require_scratch(family, step);
-    count_bytes(step, bytes_of(step.box, step.recipe) * step.count);
+    count_bytes(step, value_bytes(step.box, step.recipe) * step.count);
     const bool is_relayed = std::any_of(step.destinations.begin(), step.destinations.end(),
                                         [](const Destination& to) { return to.relay.has_value(); });
     places_.push_back(
@@ -253,7 +256,7 @@ class Planner {
   void require_scratch(const Family& family, const Step& step) const {
     if (options_.scratch_bytes == 0) return;
     for (const auto& piece : chunks_of(step.box, step.frame, step.recipe, plan_.chunk_bytes)) {
-      const auto bytes = bytes_of(piece, step.recipe);
+      const auto bytes = value_bytes(piece, step.recipe);
       if (bytes <= options_.scratch_bytes) continue;
       // A piece is no smaller than a row of blocks: then a smaller chunk changes nothing.
       const auto remedy = bytes > plan_.chunk_bytes ? "" : " or lower chunk_bytes";
@@ -265,33 +268,32 @@ class Planner {
     }
   }
 
-  void add_scale_step(const Frame& frame, const Segment& segment, const Turn& turn, const std::vector<Group>& groups,
-                      std::size_t order, std::size_t direct) {
+  // `scales`: the column, of each taker, that has the scales of `recipe`.
+  void add_scale_step(const Frame& frame, Recipe recipe, std::uint32_t Taker::*scales, const Segment& segment,
+                      const Turn& turn, const std::vector<Destination>& destinations) {
     const auto first = std::max(segment.first, turn.first);
     const auto end = std::min(segment.first + segment.count, turn.end);
     if (first >= end) return;
-    const auto blocks = owned_blocks(segment.box, frame, turn.phase);
+    const auto blocks = owned_blocks(segment.box, frame.box, recipe, turn.phase);
     if (!blocks) return;
     ScaleStep step;
     step.trainer = segment.caster.trainer;
     step.column = segment.caster.column;
     step.first = first;
     step.count = end - first;
-    step.recipe = frame.recipe;
+    step.recipe = recipe;
     step.blocks = *blocks;
-    step.frame = blocks_touched(frame.box, frame.recipe);
-    step.destinations = destinations_of(segment, frame, groups, order, direct);
-    for (auto& to : step.destinations) to.column = scales_of(frame, to);
+    step.frame = blocks_touched(frame.box, recipe);
+    step.destinations = destinations;
+    for (auto& to : step.destinations) to.column = taker_of(frame, to).*scales;
     count_bytes(step, static_cast<std::uint64_t>(elements(step.blocks)) * scale_bytes(step.recipe) * step.count);
     plan_.scale_steps.push_back(std::move(step));
   }
 
-  static std::uint32_t scales_of(const Frame& frame, const Destination& to) {
-    return std::lower_bound(frame.takers.begin(), frame.takers.end(), to,
-                            [](const Taker& a, const Destination& b) {
-                              return std::tie(a.server, a.column) < std::tie(b.server, b.column);
-                            })
-        ->scales;
+  static const Taker& taker_of(const Frame& frame, const Destination& to) {
+    return *std::lower_bound(frame.takers.begin(), frame.takers.end(), to, [](const Taker& a, const Destination& b) {
+      return std::tie(a.server, a.column) < std::tie(b.server, b.column);
+    });
   }
 
   static bool have_nvlink(const RankLinks& a, const RankLinks& b) {
@@ -375,7 +377,7 @@ class Planner {
                std::tuple(other.needs_amax, other.column, other.first);
       });
       std::uint64_t total = 0;
-      for (const auto i : steps) total += bytes_of(plan_.steps[i].box, plan_.steps[i].recipe) * plan_.steps[i].count;
+      for (const auto i : steps) total += value_bytes(plan_.steps[i].box, plan_.steps[i].recipe) * plan_.steps[i].count;
       std::uint64_t before = 0;
       for (const auto i : steps) before += cut_into_rounds(i, before, total);
     }
@@ -385,7 +387,7 @@ class Planner {
   std::uint64_t cut_into_rounds(std::size_t index, std::uint64_t before, std::uint64_t total) {
     const Step step = plan_.steps[index];
     const Place place = places_[index];
-    const auto each = bytes_of(step.box, step.recipe);
+    const auto each = value_bytes(step.box, step.recipe);
     const auto round_of = [&](std::uint32_t tensor) {
       return static_cast<std::uint32_t>((before + tensor * each) * kRounds / std::max<std::uint64_t>(total, 1));
     };

@@ -32,7 +32,8 @@ class Routes {
     }
     if (!lies_in(step.box, step.frame)) violated("{}, outside its frame {}", who(), to_string(step.frame));
     if (step.signal != 0) violated("{} has signal {}, but a pair has only signal 0", who(), step.signal);
-    const auto bytes = static_cast<std::uint64_t>(elements(step.box)) * element_bytes(step.recipe);
+    if (!is_of_whole_bytes(step.box, step.recipe)) violated("{} cuts bytes of {}", who(), to_string(step.recipe));
+    const auto bytes = bytes_of(step.box, step.recipe);
     check_destinations(step, source, bytes, who, [&](const Destination& to, const ColumnFacts& taken) {
       check_entry(step, to, taken, who, *source.entry, false);
       if (taken.entry->recipe != step.recipe) {
@@ -186,7 +187,7 @@ void check_totals(const Plan& plan, const Catalogs& catalogs, const Topology& to
     }
   };
   for (const auto& step : plan.steps) {
-    count(step, step.count * static_cast<std::uint64_t>(elements(step.box)) * element_bytes(step.recipe));
+    count(step, step.count * bytes_of(step.box, step.recipe));
   }
   for (const auto& step : plan.scale_steps) {
     count(step, step.count * static_cast<std::uint64_t>(elements(step.blocks)) * scale_bytes(step.recipe));

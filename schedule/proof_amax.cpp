@@ -62,7 +62,7 @@ class AmaxCheck {
   template <class Name>
   bool require_whole_blocks(const Caster& caster, const Name& name) {
     const auto& own = *facts_.trainer(caster.trainer, caster.column, name).entry;
-    std::vector<Box> foreign = {elements_of(caster.blocks, caster.recipe, whole(own.shape.get()))};
+    std::vector<Box> foreign = {elements_of(caster)};
     subtract(foreign, own.box);
     if (foreign.empty()) return false;
     if (!caster.waits) {
@@ -87,6 +87,21 @@ class AmaxCheck {
       violated("{} needs the amax of {}, which nobody sends its trainer", name(), to_string(missing.front()));
     }
     return true;
+  }
+
+  // The same of the tensor, where blocks are scaled against it. `box`: the elements that are cast, or whose scales
+  // are.
+  template <class Name>
+  bool require_whole_tensors(Caster caster, const Box& box, const Name& name) {
+    if (!has_tensor_scale(caster.recipe)) return false;
+    caster.recipe = Recipe::nvfp4_tensor_scale;
+    caster.blocks = blocks_meeting(box, caster.recipe);
+    return require_whole_blocks(caster, name);
+  }
+
+  [[nodiscard]] Box elements_of(const Caster& caster) const {
+    const auto& shape = facts_.trainer(caster.trainer, caster.column, [] { return "a step"; }).entry->shape.get();
+    return proof::elements_of(caster.blocks, caster.recipe, whole(shape));
   }
 
  private:
@@ -120,7 +135,7 @@ class AmaxCheck {
                  to_string(*intersect(one.blocks, run.blocks)), from.entry->tensor, exchange.to);
       }
     }
-    const auto part = intersect(elements_of(run.blocks, run.recipe, whole(from.entry->shape.get())), box);
+    const auto part = intersect(proof::elements_of(run.blocks, run.recipe, whole(from.entry->shape.get())), box);
     given.push_back(
         {run.first, run.first + run.count, run.recipe, run.blocks, part.value(), exchange.from, run.from_column});
   }
@@ -140,13 +155,16 @@ void check_amax(const Plan& plan, const Catalogs& catalogs, Facts& facts, Proof&
                         step.first,     step.first + step.count,
                         step.recipe,    blocks_meeting(step.box, step.recipe),
                         step.needs_amax};
-    if (check.require_whole_blocks(caster, [&] { return describe(plan, catalogs, index); })) ++proof.waiting_steps;
+    const auto name = [&] { return describe(plan, catalogs, index); };
+    const bool waits = check.require_whole_blocks(caster, name);
+    if (check.require_whole_tensors(caster, step.box, name) || waits) ++proof.waiting_steps;
   }
   for (std::size_t index = 0; index < plan.scale_steps.size(); ++index) {
     const auto& step = plan.scale_steps[index];
-    check.require_whole_blocks(
-        {step.trainer, step.column, step.first, step.first + step.count, step.recipe, step.blocks},
-        [&] { return describe_scales(plan, catalogs, index); });
+    const Caster caster{step.trainer, step.column, step.first, step.first + step.count, step.recipe, step.blocks};
+    const auto name = [&] { return describe_scales(plan, catalogs, index); };
+    check.require_whole_blocks(caster, name);
+    check.require_whole_tensors(caster, check.elements_of(caster), name);
   }
 }
 

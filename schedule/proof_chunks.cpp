@@ -29,7 +29,7 @@ bool is_cut_well(const Step& step, const Box& piece) {
 
 // No larger than it must be: chunk_bytes, or one row of blocks, or one word.
 bool is_small_enough(const Step& step, const Box& piece, std::uint64_t chunk_bytes) {
-  const auto bytes = static_cast<std::uint64_t>(elements(piece)) * element_bytes(step.recipe);
+  const auto bytes = bytes_of(piece, step.recipe);
   if (bytes <= chunk_bytes || bytes <= 8) return true;
   if (!has_scales(step.recipe) || block_shape(step.recipe).cols == kWholeAxis) return false;
   const Box blocks = blocks_meeting(piece, step.recipe);

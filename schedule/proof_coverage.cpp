@@ -56,9 +56,11 @@ class Coverage {
   void check_column(std::uint32_t server, std::uint32_t column) {
     const auto& facts = facts_.server(server, column, [] { return "a step"; });
     auto& writers = writers_[server][column];
-    const auto volume = static_cast<std::uint64_t>(elements(facts.entry->box)) * facts.tensors.size();
-    proof_.destination_bytes += volume * stored_bytes(*facts.entry);
-    if (facts.entry->is_scales) proof_.scales += volume;
+    const Entry& entry = *facts.entry;
+    const auto volume = static_cast<std::uint64_t>(elements(entry.box));
+    const auto bytes = entry.is_scales ? volume * scale_bytes(entry.recipe) : bytes_of(entry.box, entry.recipe);
+    proof_.destination_bytes += facts.tensors.size() * bytes;
+    if (entry.is_scales) proof_.scales += facts.tensors.size() * volume;
     auto& alike = checked_[{column, writers.front(), writers.size()}];
     for (const auto& [known, box] : alike) {
       if (known == writers && box == facts.entry->box) return;

@@ -30,12 +30,17 @@ void check_entry(const Catalog& catalog, std::size_t index, const char* role) {
     }
   }
   if (entry.is_scales || !has_scales(entry.recipe)) return;
-  const auto& entries = catalog.entries;
-  const bool has_them = entry.scales && *entry.scales < entries.size() && entries[*entry.scales].is_scales &&
-                        entries[*entry.scales].tensor == entry.tensor &&
-                        entries[*entry.scales].recipe == entry.recipe &&
-                        entries[*entry.scales].box == blocks_meeting(entry.box, entry.recipe);
-  if (!has_them) violated("{} has no entry with the scales of exactly its blocks", where());
+  if (!is_of_whole_bytes(entry.box, entry.recipe)) violated("{} cuts bytes of {}", where(), to_string(entry.recipe));
+  const auto has = [&](std::optional<std::uint32_t> scales, Recipe recipe) {
+    if (!scales || *scales >= catalog.entries.size()) return false;
+    const auto& of = catalog.entries[*scales];
+    return of.is_scales && of.tensor == entry.tensor && of.recipe == recipe &&
+           of.box == blocks_meeting(entry.box, recipe);
+  };
+  if (!has(entry.scales, entry.recipe)) violated("{} has no entry with the scales of exactly its blocks", where());
+  if (has_tensor_scale(entry.recipe) && !has(entry.tensor_scale, Recipe::nvfp4_tensor_scale)) {
+    violated("{} has no entry with the scale of its tensor", where());
+  }
 }
 
 // Memory is a rank's own, even where entries are shared.

@@ -28,6 +28,16 @@ Box blocks_meeting(const Box& box, Recipe recipe) noexcept {
   return blocks;
 }
 
+std::uint64_t bytes_of(const Box& box, Recipe recipe) noexcept {
+  return static_cast<std::uint64_t>(elements(box) / values_of_element(recipe)) * element_bytes(recipe);
+}
+
+bool is_of_whole_bytes(const Box& box, Recipe recipe) noexcept {
+  if (values_of_element(recipe) == 1) return true;
+  const auto last = static_cast<std::size_t>(box.axes - 1);
+  return box.offset[last] % block_shape(recipe).cols == 0 && box.extent[last] % block_shape(recipe).cols == 0;
+}
+
 void subtract(std::vector<Box>& boxes, const Box& part) {
   std::vector<Box> left;
   for (Box box : boxes) {
@@ -56,10 +66,10 @@ void subtract(std::vector<Box>& boxes, const Box& part) {
 
 namespace {
 
-struct Axis {
-  std::int64_t stride = 0;
-  std::int64_t extent = 1;
-};
+// How many indexes of an axis one step of its stride is for.
+std::int64_t indexes_of_stride(const Entry& entry, std::size_t axis) {
+  return axis + 1U == entry.box.axes && !entry.is_scales ? values_of_element(entry.recipe) : 1;
+}
 
 // A box as runs of equal length along the axes that are left when contiguous ones have merged into the run.
 struct Runs {
@@ -73,9 +83,10 @@ Runs merged(const Entry& entry, const Box& box, std::uint64_t element_bytes) {
   Runs runs;
   runs.first = static_cast<std::int64_t>(entry.byte_offset);
   for (std::size_t axis = 0; axis < box.axes; ++axis) {
-    runs.first += (box.offset[axis] - entry.box.offset[axis]) * entry.strides_bytes[axis];
-    if (box.extent[axis] < 2) continue;
-    const Axis added{entry.strides_bytes[axis], box.extent[axis]};
+    const auto together = indexes_of_stride(entry, axis);
+    runs.first += (box.offset[axis] - entry.box.offset[axis]) / together * entry.strides_bytes[axis];
+    if (box.extent[axis] / together < 2) continue;
+    const Axis added = axis_of(entry, box, axis);
     auto at = runs.walked++;  // insertion sort by stride
     for (; at > 0 && runs.axes[at - 1].stride > added.stride; --at) runs.axes[at] = runs.axes[at - 1];
     runs.axes[at] = added;
@@ -89,6 +100,10 @@ Runs merged(const Entry& entry, const Box& box, std::uint64_t element_bytes) {
 }
 
 }  // namespace
+
+Axis axis_of(const Entry& entry, const Box& box, std::size_t axis) noexcept {
+  return {entry.strides_bytes[axis], box.extent[axis] / indexes_of_stride(entry, axis)};
+}
 
 std::vector<Run> runs_of(const Entry& entry, const Box& box, std::uint64_t element_bytes) {
   const auto shape = merged(entry, box, element_bytes);
@@ -122,8 +137,9 @@ bool fits(const Entry& entry, std::uint64_t element_bytes, std::uint64_t region_
   auto high = low;
   for (std::size_t axis = 0; axis < entry.box.axes; ++axis) {
     std::int64_t reach = 0;
-    if (entry.box.extent[axis] < 1 || __builtin_mul_overflow(total, entry.box.extent[axis], &total) ||
-        __builtin_mul_overflow(entry.box.extent[axis] - 1, entry.strides_bytes[axis], &reach) ||
+    const auto [stride, extent] = axis_of(entry, entry.box, axis);
+    if (extent < 1 || __builtin_mul_overflow(total, extent, &total) ||
+        __builtin_mul_overflow(extent - 1, stride, &reach) ||
         __builtin_add_overflow(reach < 0 ? low : high, reach, reach < 0 ? &low : &high)) {
       return false;
     }

@@ -16,6 +16,11 @@ namespace weightcast::proof {
 // Block coordinates of every block that `box` meets.
 [[nodiscard]] Box blocks_meeting(const Box& box, Recipe recipe) noexcept;
 
+// Of values in a box. Exact where it is_of_whole_bytes().
+[[nodiscard]] std::uint64_t bytes_of(const Box& box, Recipe recipe) noexcept;
+// False where a row begins or ends inside a block whose values share bytes.
+[[nodiscard]] bool is_of_whole_bytes(const Box& box, Recipe recipe) noexcept;
+
 // Removes the elements of `part` from a set of disjoint boxes. Empty afterwards: the parts covered everything.
 void subtract(std::vector<Box>& boxes, const Box& part);
 
@@ -28,6 +33,13 @@ struct Run {
 // The entry lies within its region, which has been checked.
 [[nodiscard]] std::vector<Run> runs_of(const Entry& entry, const Box& box, std::uint64_t element_bytes);
 [[nodiscard]] std::uint64_t count_runs(const Entry& entry, const Box& box, std::uint64_t element_bytes);
+
+// The axes of an entry in memory: how far apart its stored elements are, and how many.
+struct Axis {
+  std::int64_t stride = 0;
+  std::int64_t extent = 1;
+};
+[[nodiscard]] Axis axis_of(const Entry& entry, const Box& box, std::size_t axis) noexcept;
 
 // True when every element of the entry lies inside a region of so many bytes (strides of any sign) and the entry
 // is not larger than the region. No overflow, whatever the catalog says.

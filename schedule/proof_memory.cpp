@@ -2,6 +2,7 @@
 #include <array>
 #include <cstddef>
 #include <span>
+#include <tuple>
 #include <unordered_set>
 #include <utility>
 #include <vector>
@@ -21,8 +22,9 @@ struct Extent {
 // From the first to the last byte. Strides are positive.
 Run reach_of(const Entry& entry) {
   Run run{entry.byte_offset, entry.byte_offset + stored_bytes(entry)};
-  for (std::size_t axis = 0; axis < entry.box.axes; ++axis) {
-    run.end += static_cast<std::uint64_t>((entry.box.extent[axis] - 1) * entry.strides_bytes[axis]);
+  for (std::size_t index = 0; index < entry.box.axes; ++index) {
+    const Axis axis = axis_of(entry, entry.box, index);
+    run.end += static_cast<std::uint64_t>((axis.extent - 1) * axis.stride);
   }
   return run;
 }
@@ -30,12 +32,10 @@ Run reach_of(const Entry& entry) {
 // Each axis steps over all that the axes within it reach, so that no two elements meet. Rare layouts that interleave
 // axes are looked at byte by byte.
 bool is_nested(const Entry& entry) {
-  std::array<std::pair<std::int64_t, std::int64_t>, kMaxAxes> axes;  // stride, extent
-  axes.fill({0, 1});
-  for (std::size_t axis = 0; axis < entry.box.axes; ++axis) {
-    axes[axis] = {entry.strides_bytes[axis], entry.box.extent[axis]};
-  }
-  std::sort(axes.begin(), axes.end());
+  std::array<Axis, kMaxAxes> axes{};
+  for (std::size_t axis = 0; axis < entry.box.axes; ++axis) axes[axis] = axis_of(entry, entry.box, axis);
+  std::sort(axes.begin(), axes.end(),
+            [](const Axis& a, const Axis& b) { return std::tie(a.stride, a.extent) < std::tie(b.stride, b.extent); });
   auto reach = static_cast<std::int64_t>(stored_bytes(entry));
   for (const auto& [stride, extent] : axes) {
     if (extent == 1) continue;

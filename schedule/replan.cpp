@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "schedule/blocks.h"
 #include "transport/base/status.h"
 
 namespace weightcast {
@@ -407,7 +408,9 @@ class Replanning {
         (is_near ? relay.nvlink_out : relay.nic_out) += bytes;
       }
     };
-    for (const auto& step : plan_.steps) count(step, step.box, element_bytes(step.recipe));
+    for (const auto& step : plan_.steps) {
+      count(step, stored_box(step.box, step.recipe), element_bytes(step.recipe));
+    }
     for (const auto& step : plan_.scale_steps) count(step, step.blocks, scale_bytes(step.recipe));
   }
 

@@ -88,6 +88,7 @@ std::vector<std::vector<const ModelTensor*>> tensors_by_stage(const std::vector<
 
 // Entries laid out one after the other.
 void lay(Catalog& catalog, Entry entry, std::uint32_t region, std::uint64_t element_bytes) {
+  const Box stored = stored_box(entry, entry.box);
   constexpr std::uint64_t kWordBytes = 8;  // digests count words
   auto& memory = catalog.regions[region];
   entry.region = region;
@@ -95,7 +96,7 @@ void lay(Catalog& catalog, Entry entry, std::uint32_t region, std::uint64_t elem
   auto stride = static_cast<std::int64_t>(element_bytes);
   for (std::size_t axis = entry.box.axes; axis-- > 0;) {
     entry.strides_bytes[axis] = stride;
-    stride *= entry.box.extent[axis];
+    stride *= stored.extent[axis];
   }
   memory.bytes += (static_cast<std::uint64_t>(stride) + kWordBytes - 1) / kWordBytes * kWordBytes;
   catalog.entries.push_back(std::move(entry));
@@ -206,15 +207,22 @@ void take(Catalog& catalog, const ModelTensor& tensor, const Box& box, Recipe re
   entry.box = box;
   entry.recipe = recipe;
   if (!has_scales(recipe)) return lay(catalog, std::move(entry), kWeights, element_bytes(recipe));
-  Entry scales;
-  scales.tensor = tensor.name;
-  scales.shape = grid;
-  scales.box = blocks_touched(box, recipe);
-  scales.recipe = recipe;
-  scales.is_scales = true;
+  const auto scales_under = [&](Recipe of, const SharedList<std::int64_t>& shape) {
+    Entry scales;
+    scales.tensor = tensor.name;
+    scales.shape = shape;
+    scales.box = blocks_touched(box, of);
+    scales.recipe = of;
+    scales.is_scales = true;
+    return scales;
+  };
   entry.scales = static_cast<std::uint32_t>(catalog.entries.size() + 1);
+  if (has_tensor_scale(recipe)) entry.tensor_scale = *entry.scales + 1;
   lay(catalog, std::move(entry), kWeights, element_bytes(recipe));
-  lay(catalog, std::move(scales), kScales, scale_bytes(recipe));
+  lay(catalog, scales_under(recipe, grid), kScales, scale_bytes(recipe));
+  if (!has_tensor_scale(recipe)) return;
+  const Recipe of = Recipe::nvfp4_tensor_scale;
+  lay(catalog, scales_under(of, block_grid(tensor.shape, of)), kScales, scale_bytes(of));
 }
 
 class PoolServers {

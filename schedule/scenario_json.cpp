@@ -272,9 +272,9 @@ std::uint64_t product(const Ranks& ranks) {
 Recipe read_recipe(const Place& place) {
   const auto& name = place.text(kMaxNameBytes);
   const auto recipe = parse_recipe(name);
-  if (recipe && is_planned(*recipe)) return *recipe;
+  if (recipe && is_of_values(*recipe)) return *recipe;
   place.fail(
-      fmt::format("\"{}\" is no recipe that plans can carry; there are {}", name.substr(0, 100), planned_recipes()));
+      fmt::format("\"{}\" is no recipe that plans can carry; there are {}", name.substr(0, 100), recipes_of_values()));
 }
 
 }  // namespace

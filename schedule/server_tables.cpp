@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "schedule/blocks.h"
+
 namespace weightcast {
 
 ServerTables::ServerTables(const Plan& plan, const Catalogs& catalogs)
@@ -23,9 +25,9 @@ const Box& ServerTables::box_of(const Taken& taken) const {
 
 std::uint64_t ServerTables::bytes_of(const Taken& taken) const {
   const auto steps = plan_.steps.size();
-  const auto element = taken.step < steps ? element_bytes(plan_.steps[taken.step].recipe)
-                                          : scale_bytes(plan_.scale_steps[taken.step - steps].recipe);
-  return static_cast<std::uint64_t>(elements(box_of(taken))) * element;
+  if (taken.step < steps) return value_bytes(box_of(taken), plan_.steps[taken.step].recipe);
+  return static_cast<std::uint64_t>(elements(box_of(taken))) *
+         scale_bytes(plan_.scale_steps[taken.step - steps].recipe);
 }
 
 std::uint32_t ServerTables::entry_of(const Taken& taken) const {

@@ -48,15 +48,11 @@ RouteHops hops_of(const std::vector<Destination>& destinations) {
   return hops;
 }
 
-uint64_t bytes_of(const Box& box, Recipe recipe) {
-  return static_cast<uint64_t>(elements(box)) * element_bytes(recipe);
-}
-
 uint64_t bytes_of(const ScaleStep& step) {
   return static_cast<uint64_t>(elements(step.blocks)) * scale_bytes(step.recipe);
 }
 
-// Puts of a box into an entry: one where its rows lie without gaps, else one for each row.
+// Puts of a box, in stored elements, into an entry: one where its rows lie without gaps, else one for each row.
 uint64_t puts_of(const Box& box, const Entry& to, uint64_t element_bytes) {
   if (box.axes < 2) return 1;
   const auto rows = static_cast<std::size_t>(box.axes - 2);
@@ -107,7 +103,7 @@ class PlanReader {
     for (const auto& step : plan.steps) {
       uint64_t direct = 0;
       for (const auto& to : step.destinations) direct += to.relay ? 0 : 1;
-      bytes += step.count * bytes_of(step.box, step.recipe) * direct;
+      bytes += step.count * value_bytes(step.box, step.recipe) * direct;
     }
     work_.grain_bytes = grain_of(bytes, plan.chunk_bytes);
   }
@@ -142,10 +138,10 @@ class PlanReader {
     const auto& from = entry_of(catalogs_.trainers[step.trainer], step.column, step.first);
     Load load;
     load.source_bytes = step.count * static_cast<uint64_t>(elements(step.box)) * element_bytes(from.source_type);
-    load.bytes = step.count * bytes_of(step.box, step.recipe);
+    load.bytes = step.count * value_bytes(step.box, step.recipe);
     const bool is_put_as_it_stands = from.source_type == SourceType::bf16 && step.recipe == Recipe::bf16;
     load.scratch = is_put_as_it_stands ? 0 : load.bytes;
-    load.puts = puts_of(step, step.box, element_bytes(step.recipe));
+    load.puts = puts_of(step, stored_box(step.box, step.recipe), element_bytes(step.recipe));
     load.needs_amax = step.needs_amax;
     add(step.trainer, load, step.destinations);
   }
@@ -211,7 +207,7 @@ std::vector<Gathered> gathered_of(const Plan& plan, const Catalogs& catalogs, co
   for (const auto& step : plan.steps) {
     for_each_tensor(step, [&](Gathered& tensor, const Entry& entry) {
       tensor.own_bytes[step.trainer] += static_cast<uint64_t>(elements(step.box)) * element_bytes(entry.source_type);
-      for (const auto& to : step.destinations) tensor.server_bytes[to.server] += bytes_of(step.box, step.recipe);
+      for (const auto& to : step.destinations) tensor.server_bytes[to.server] += value_bytes(step.box, step.recipe);
     });
   }
   for (const auto& step : plan.scale_steps) {

@@ -101,14 +101,12 @@ class TableReader {
   }
 
   Recipe recipe(const CborJson& json) const {
-    const auto number = integer(json, UINT8_MAX);
-    if (number >= kRecipeCount || !is_planned(static_cast<Recipe>(number))) {
-      fail("a recipe that this version does not know");
-    }
-    return static_cast<Recipe>(number);
+    const Recipe known = any_recipe(json);
+    if (!is_of_values(known)) fail(fmt::format("values under {}, which is of scales only", to_string(known)));
+    return known;
   }
   Recipe recipe_with_scales(const CborJson& json) const {
-    const Recipe known = recipe(json);
+    const Recipe known = any_recipe(json);
     if (!has_scales(known)) fail(fmt::format("scales or maxima of {}, which has none", to_string(known)));
     return known;
   }
@@ -146,7 +144,7 @@ class TableReader {
     return strides;
   }
 
-  // Of each step of a run.
+  // Of each step of a run; `frame` in stored elements.
   std::vector<std::vector<TargetExtent>> targets(const CborJson& json, std::size_t steps, const Box& frame,
                                                  std::uint64_t element_bytes) {
     std::vector<std::vector<TargetExtent>> targets(steps);
@@ -175,6 +173,12 @@ class TableReader {
   const Catalog& own() const { return own_; }
 
  private:
+  Recipe any_recipe(const CborJson& json) const {
+    const auto known = static_cast<Recipe>(integer(json, UINT8_MAX));
+    if (to_string(known) == "unknown") fail("a recipe that this version does not know");
+    return known;
+  }
+
   const Catalog& own_;
   const std::string what_;
   const CborJson document_;
@@ -198,7 +202,8 @@ void read_steps(TableReader& reader, const CborJson& json, TrainerTable& table) 
   if (step.chunks != count_chunks(step.box, step.frame, step.recipe, table.chunk_bytes)) {
     reader.fail("a step's number of chunks is not that of its box");
   }
-  auto targets = reader.targets(json[7], entries.size(), step.frame, element_bytes(step.recipe));
+  auto targets =
+      reader.targets(json[7], entries.size(), stored_box(step.frame, step.recipe), element_bytes(step.recipe));
   for (std::size_t i = 0; i < entries.size(); ++i) {
     step.entry = static_cast<std::uint32_t>(entries[i]);
     step.targets = std::move(targets[i]);
@@ -271,7 +276,8 @@ void read_signals(TableReader& reader, const CborJson& json, ExpectedSender& sen
     SignalExtent signal{pieces, 0};
     for (const auto end = next + pieces; next < end; ++next) {
       const auto& [entry, box] = sender.pieces[next];
-      signal.bytes += static_cast<std::uint64_t>(elements(box)) * stored_bytes(reader.own().entries[entry]);
+      const auto& own = reader.own().entries[entry];
+      signal.bytes += static_cast<std::uint64_t>(elements(stored_box(own, box))) * stored_bytes(own);
     }
     sender.signals.push_back(signal);
   }
@@ -294,7 +300,7 @@ void read_forwarded(TableReader& reader, const CborJson& json, const ExpectedSen
       piece.piece = static_cast<std::uint32_t>(pieces[i]);
       const auto& entry = reader.own().entries[sender.pieces[piece.piece].entry];
       Entry extent;  // of the peer, as far as its range goes
-      extent.box = entry.box;
+      extent.box = stored_box(entry, entry.box);
       extent.byte_offset = piece.to.byte_offset = byte_offsets[i];
       extent.strides_bytes = piece.to.strides_bytes = reader.strides(run[2], entry.box.axes);
       if (!bounding_range(extent, stored_bytes(entry), INT64_MAX)) {

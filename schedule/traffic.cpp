@@ -5,6 +5,7 @@
 #include <tuple>
 #include <unordered_set>
 
+#include "schedule/blocks.h"
 #include "schedule/proof_geometry.h"
 
 namespace weightcast {
@@ -19,12 +20,12 @@ class Adder {
       : plan_(plan), catalogs_(catalogs), pairs_(catalogs.trainers.size() * catalogs.servers.size()) {}
 
   template <class AnyStep>
-  void add(const AnyStep& step, const Box& box, uint64_t element_bytes, const std::vector<Box>& chunks) {
+  void add(const AnyStep& step, uint64_t bytes_of_one, uint64_t element_bytes, const std::vector<Box>& chunks) {
     const Entry* before = nullptr;
     uint64_t puts = 0;
     for (const auto& to : step.destinations) {
       if (to.relay) {
-        traffic_.relayed_bytes += bytes_of(step, box, element_bytes);
+        traffic_.relayed_bytes += bytes_of_one * step.count;
         continue;
       }
       const auto& entry = catalogs_.servers[to.server].entries[plan_.columns[to.column][step.first]];
@@ -34,7 +35,7 @@ class Adder {
         for (const auto& chunk : chunks) puts += proof::count_runs(entry, chunk, element_bytes);
       }
       auto& pair = pairs_[step.trainer * catalogs_.servers.size() + to.server];
-      pair.sum.bytes += bytes_of(step, box, element_bytes);
+      pair.sum.bytes += bytes_of_one * step.count;
       pair.sum.puts += puts * step.count;
       count_tensors(pair, step.column, step.first, step.first + step.count);
     }
@@ -67,11 +68,6 @@ class Adder {
     std::uint32_t end = 0;
   };
 
-  template <class AnyStep>
-  static uint64_t bytes_of(const AnyStep& step, const Box& box, uint64_t element_bytes) {
-    return static_cast<uint64_t>(elements(box)) * element_bytes * step.count;
-  }
-
   static void count_tensors(Pair& pair, std::uint32_t column, std::uint32_t first, std::uint32_t end) {
     if (pair.column != column) pair.end = 0;
     pair.column = column;
@@ -101,11 +97,12 @@ Traffic traffic_of(const Plan& plan, const Catalogs& catalogs) {
   for (const auto i : order) {
     if (i < plan.steps.size()) {
       const auto& step = plan.steps[i];
-      adder.add(step, step.box, element_bytes(step.recipe),
+      adder.add(step, value_bytes(step.box, step.recipe), element_bytes(step.recipe),
                 chunks_of(step.box, step.frame, step.recipe, plan.chunk_bytes));
     } else {
       const auto& step = plan.scale_steps[i - plan.steps.size()];
-      adder.add(step, step.blocks, scale_bytes(step.recipe), {step.blocks});
+      const auto scale = scale_bytes(step.recipe);
+      adder.add(step, static_cast<uint64_t>(elements(step.blocks)) * scale, scale, {step.blocks});
     }
   }
   auto traffic = adder.finish();

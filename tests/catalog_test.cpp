@@ -89,12 +89,94 @@ TEST_CASE("errors name the document, the place, the tensor and what is known ins
         "sample: /entries/2: unknown key \"byte_ofset\"; the nearest known one is \"byte_offset\"");
   CHECK(error_of("/entries/2/recipe", "bf61") ==
         "sample: /entries/2/recipe: \"bf61\" is not known; the nearest known one is \"bf16\"");
-  CHECK(error_of("/entries/2/recipe", "nvfp4_e2m1_1x16") ==
-        "sample: /entries/2/recipe: plans do not carry nvfp4_e2m1_1x16 yet; there are "
+  CHECK(error_of("/entries/2/recipe", "nvfp4_tensor_scale") ==
+        "sample: /entries/2/recipe (tensor norm): nvfp4_tensor_scale is of scales only; of values there are "
         "bf16, fp16, fp32, fp8_e4m3_128x128_fp32, fp8_e4m3_128x128_ue8m0, fp8_e4m3_tensor, fp8_e4m3_channel, "
-        "mxfp8_e4m3_1x32");
+        "mxfp8_e4m3_1x32, nvfp4_e2m1_1x16");
   CHECK(says(error_of("/entries/2/region", "smal"), "/entries/2/region (tensor norm): there is no region smal"));
   CHECK(says(error_of("/format", "weightcast.catalog/2"), "this version reads \"weightcast.catalog/1\" only"));
+}
+
+namespace {
+
+// Two experts' halves of a stack under nvfp4_e2m1_1x16.
+constexpr auto kHalfBytes = R"({
+  "format": "weightcast.catalog/1", "role": "server", "rank": 0,
+  "regions": [{"name": "codes", "bytes": 4096}, {"name": "scales", "bytes": 4096}],
+  "entries": [{"shape": [2, 8, 96], "recipe": "nvfp4_e2m1_1x16", "region": "codes", "scales": {"region": "scales"},
+               "tensor_scale": {"region": "scales", "byte_offset": 1024},
+               "parts": [{"tensor": "e0", "shape": [8, 192], "offset": [0, 96], "extent": [8, 96]},
+                         {"tensor": "e1", "shape": [8, 192], "offset": [0, 96], "extent": [8, 96], "at": [1, 0, 0]}]}]})";
+
+std::string error_of_half_bytes(const std::string& pointer, const nlohmann::json& value) {
+  auto json = nlohmann::json::parse(kHalfBytes);
+  json[nlohmann::json::json_pointer(pointer)] = value;
+  try {
+    static_cast<void>(parse_catalog(json.dump(), "half bytes"));
+    return "parsed";
+  } catch (const Error& error) {
+    return error.what();
+  }
+}
+
+}  // namespace
+
+TEST_CASE("values of half a byte lie two to a byte, with scales of their blocks and of their tensor") {
+  const auto catalog = parse_catalog(kHalfBytes, "half bytes");
+  REQUIRE(catalog.entries.size() == 6);
+  const auto& codes = catalog.entries[3];
+  CHECK(codes.tensor == "e1");
+  CHECK(codes.byte_offset == 8 * 48);
+  CHECK(codes.strides_bytes[0] == 48);
+  CHECK(codes.strides_bytes[1] == 1);
+  CHECK(byte_at(codes, {1, 48}) == 8 * 48 + 48);  // column 96 of the tensor, the first one here
+  const auto& scales = catalog.entries[codes.scales.value()];
+  CHECK(to_string(scales.box) == "[0:8, 6:12]");
+  CHECK(scales.byte_offset == 8 * 6);
+  const auto& of_tensor = catalog.entries[codes.tensor_scale.value()];
+  CHECK(of_tensor.recipe == Recipe::nvfp4_tensor_scale);
+  CHECK(to_string(of_tensor.box) == "[0:1, 0:1]");
+  CHECK(of_tensor.byte_offset == 1024 + 4);
+  const auto text = to_json(catalog);
+  CHECK(to_json(parse_catalog(text, "written")) == text);
+}
+
+TEST_CASE("slices that cut a byte or a block of half bytes are refused by tensor and box") {
+  const nlohmann::json cut = {
+      {"tensor", "e1"}, {"shape", {8, 192}}, {"offset", {0, 88}}, {"extent", {8, 88}}, {"at", {1, 0, 0}}};
+  CHECK(says(error_of_half_bytes("/entries/0/parts/1", cut),
+             "(tensor e1): the box [0:8, 88:176] cuts blocks of 1x16; the recipe nvfp4_e2m1_1x16 needs whole ones"));
+  CHECK(says(error_of_half_bytes("/entries/0/parts/1/extent", {8, 95}), "the box [0:8, 96:191] cuts blocks of 1x16"));
+  CHECK(says(error_of_half_bytes("/entries/0/parts/1/shape", {8, 200}), "[0:8, 96:192] cuts blocks of 1x16"));
+  CHECK(says(error_of_half_bytes("/entries/0/recipe", "mxfp8_e4m3_1x32"), "has no \"tensor_scale\""));
+}
+
+TEST_CASE("packed scales are found by row and by four blocks of columns, in a region of their own") {
+  auto json = nlohmann::json::parse(R"({
+    "format": "weightcast.catalog/1", "role": "server", "rank": 0,
+    "regions": [{"name": "codes", "bytes": 200000}, {"name": "scales", "bytes": 64}, {"name": "packed", "bytes": 3200}],
+    "entries": [{"shape": [400, 300], "recipe": "fp8_e4m3_128x128_ue8m0", "region": "codes",
+                 "scales": {"region": "scales", "shape": [4, 3]}, "packed_scales": {"region": "packed", "byte_offset": 16},
+                 "parts": [{"tensor": "gate", "shape": [200, 300], "at": [0, 0], "scales_at": [0, 0]},
+                           {"tensor": "up", "shape": [200, 300], "at": [200, 0], "scales_at": [2, 0]}]}]})");
+  const auto catalog = parse_catalog(json.dump(), "packed");
+  CHECK(catalog.entries[2].packed_scales == PackedScales{2, 16 + 4 * 200, 1600});
+  const auto text = to_json(catalog);
+  CHECK(to_json(parse_catalog(text, "written")) == text);
+  const auto error = [&] {
+    try {
+      static_cast<void>(parse_catalog(json.dump(), "packed"));
+      return std::string("parsed");
+    } catch (const Error& refused) {
+      return std::string(refused.what());
+    }
+  };
+  json["entries"][0]["packed_scales"]["region"] = "codes";
+  CHECK(says(error(), "region codes holds packed scales, which a commit writes, and entries"));
+  json["entries"][0]["packed_scales"] = {{"region", "packed"}, {"byte_offset", 2400}};
+  CHECK(says(error(), "the packed scales do not fit into region packed of 3200 bytes"));
+  json["entries"][0]["recipe"] = "fp8_e4m3_128x128_fp32";
+  CHECK(says(error(), "are of matrices under fp8_e4m3_128x128_ue8m0"));
 }
 
 TEST_CASE("boxes, extents and names that cannot be are refused") {

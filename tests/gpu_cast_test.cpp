@@ -400,6 +400,85 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("the amax of a whole tensor is measured alone, for scales that are made elsewhere") {
+  use_primary_cuda_context(0);
+  const CudaStream stream;
+  Random random(8);
+  const Trial whole(random_matrix(SourceType::fp32, 300, 272, random), Recipe::nvfp4_e2m1_1x16, {}, {}, stream);
+  std::vector<GpuCastJob> jobs;
+  for (const std::int64_t first : {0, 96}) {  // two shards of columns
+    GpuCastJob job = whole.job(0, true);
+    job.source.cols = first == 0 ? 96 : 272 - 96;
+    job.source.data += first * job.source.col_stride * 4;
+    job.origin.col = first;
+    jobs.push_back(job);
+  }
+  GpuFindings findings(1);
+  findings.clear(stream);
+  GpuCast(Recipe::nvfp4_tensor_scale, jobs).measure(stream, findings);
+  const auto amax = read(whole.device_amax.get(), sizeof(float), stream);
+  CHECK(std::memcmp(amax.data(), &whole.amax.back(), sizeof(float)) == 0);
+}
+
+TEST_CASE("packed scales are what the CPU packs, and nothing beside them") {
+  use_primary_cuda_context(0);
+  const CudaStream stream;
+  Random random(9);
+  std::vector<std::byte> scales(64 * 64 * 4);
+  for (std::size_t at = 0; at < scales.size(); at += 4) {
+    const std::uint32_t bits = static_cast<std::uint32_t>(random() % 255) << 23;
+    std::memcpy(scales.data() + at, &bits, sizeof bits);
+  }
+  std::vector<std::byte> expected(1 << 20, kUntouched);
+  const DeviceBuffer device_scales = on_device(scales, stream);
+  const DeviceBuffer device_packed(expected.size());
+  std::vector<PackedScalesJob> jobs;
+  std::uint64_t place = 0;
+  for (const auto& [rows, cols] :
+       {std::pair<std::int64_t, std::int64_t>{1, 1}, {128, 4}, {130, 5}, {2048, 56}, {393, 11}}) {
+    PackedScalesJob job{scales.data(), 64, 1, rows, cols, expected.data() + place, packed_group_bytes(rows) + 32};
+    if (rows == 130) std::swap(job.row_stride, job.col_stride);  // transposed
+    pack_scales(job);
+    job.scales = device_scales.get();
+    job.packed = device_packed.get() + place;
+    jobs.push_back(job);
+    place += 4096 + job.group_stride_bytes * static_cast<std::uint64_t>((cols + 3) / 4);
+  }
+  fill_async(device_packed.get(), kUntouched, expected.size(), stream);
+  GpuPackScales(jobs).launch(stream);
+  CHECK((read(device_packed.get(), expected.size(), stream) == expected));
+}
+
+TEST_CASE("a delta applied on the GPU gives the bytes and the digest of the new version") {
+  use_primary_cuda_context(0);
+  const CudaStream stream;
+  Random random(10);
+  for (const std::uint64_t bytes : {std::uint64_t{13}, std::uint64_t{65536}, std::uint64_t{1'000'003}}) {
+    CAPTURE(bytes);
+    std::vector<std::byte> before(bytes);
+    for (auto& byte : before) byte = static_cast<std::byte>(random());
+    auto after = before;
+    for (auto& byte : after) {
+      if (random() % 40 == 0) byte ^= std::byte{0x10};
+    }
+    const DigestFrame frame = {kEntry, (bytes + 7) / 8, 0, 0};
+    const auto encoded = encode_delta(before, after, digest_seed(kVersion, kEntry));
+    DeltaView delta;
+    REQUIRE(read_delta(encoded, bytes, delta).ok());
+    const DeviceBuffer live = on_device(before, stream);
+    const DeviceBuffer on_gpu = on_device(encoded, stream);
+    apply_delta_on_gpu(delta, encoded.data(), on_gpu.get(), live.get(), stream);
+    GpuFindings findings(1);
+    findings.clear(stream);
+    const GpuDigestJob job = {live.get(), 1, bytes, 0, frame, 0, false};
+    const GpuDigest digest({&job, 1});
+    digest.launch(stream, kVersion, findings);
+    findings.fetch(stream);
+    CHECK((read(live.get(), bytes, stream) == after));
+    CHECK(findings.digest(0) == delta.after);
+  }
+}
+
 TEST_CASE("the kernels write what NumPy and ml_dtypes make of the golden matrices, byte for byte") {
   use_primary_cuda_context(0);
   const CudaStream stream;

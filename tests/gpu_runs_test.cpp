@@ -2,6 +2,10 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <map>
+#include <random>
+
 using namespace weightcast;
 
 namespace {
@@ -38,6 +42,74 @@ TEST_CASE("pieces that lie behind each other at both ends are one run") {
   CHECK(bytes_of(joined({run(0, 0, 0, 8), run(0, 16, 8, 8)})) == Sizes{8, 8});
   // Never beyond the longest put.
   CHECK(bytes_of(joined({run(0, 0, 0, 8), run(0, 8, 8, 8), run(0, 16, 16, 8)}, 16)) == Sizes{16, 8});
+}
+
+namespace {
+
+using Memory = std::vector<std::uint8_t>;
+
+// What puts of `runs` out of `memory` make of the servers' memory, by server and region: byte by byte.
+std::map<std::pair<std::size_t, std::uint32_t>, Memory> moved(const std::vector<GpuRun>& runs, const Memory& memory) {
+  std::map<std::pair<std::size_t, std::uint32_t>, Memory> servers;
+  for (const GpuRun& it : runs) {
+    Memory& there = servers[{it.server, it.to_region}];
+    there.resize(std::max(there.size(), it.to + it.bytes));
+    std::copy_n(memory.begin() + static_cast<std::ptrdiff_t>(it.from), it.bytes,
+                there.begin() + static_cast<std::ptrdiff_t>(it.to));
+  }
+  return servers;
+}
+
+// Rows of 1 to 40 bytes to three servers, which keep each other's neighbours apart or together; in the order of steps.
+std::vector<GpuRun> rows_of_steps(std::mt19937& random, Memory& memory) {
+  std::vector<GpuRun> rows;
+  std::map<std::pair<std::size_t, std::uint32_t>, std::uint64_t> filled;
+  for (int step = 0; step < 300; ++step) {
+    GpuRun row = run(random() % 3, memory.size(), 0, 1 + random() % 40);
+    row.to_region = random() % 2;
+    std::uint64_t& next = filled[{row.server, row.to_region}];
+    row.to = next + (random() % 4 == 0 ? 4 : 0);  // another trainer's row stands between
+    next = row.to + row.bytes;
+    memory.resize(memory.size() + row.bytes + random() % 2);
+    rows.push_back(row);
+  }
+  for (auto& byte : memory) byte = static_cast<std::uint8_t>(1 + random() % 255);
+  return rows;
+}
+
+}  // namespace
+
+TEST_CASE("joined puts move the bytes that their pieces would") {
+  std::mt19937 random(5);
+  for (int round = 0; round < 20; ++round) {
+    Memory memory;
+    const auto rows = rows_of_steps(random, memory);
+    const std::uint64_t most = 40 + random() % 200;
+    const auto runs = joined(rows, most);
+    CHECK((moved(runs, memory) == moved(rows, memory)));
+    CHECK(runs.size() < rows.size());
+    for (const std::uint64_t bytes : bytes_of(runs)) CHECK(bytes <= most);
+  }
+}
+
+TEST_CASE(
+    "scales that are gathered first arrive where single rows would, in fewer puts, in whatever order they stand") {
+  std::mt19937 random(6);
+  for (int round = 0; round < 20; ++round) {
+    Memory memory;
+    auto rows = rows_of_steps(random, memory);
+    std::shuffle(rows.begin(), rows.end(), random);
+    const Gathering gathering = gather_runs(rows, 1 * MiB);
+    Memory gathered(gathering.bytes);
+    for (const Gathering::Row& row : gathering.rows) {
+      std::copy_n(memory.begin() + static_cast<std::ptrdiff_t>(row.from), row.bytes,
+                  gathered.begin() + static_cast<std::ptrdiff_t>(row.to));
+    }
+    CHECK(std::count(gathered.begin(), gathered.end(), 0) == 0);  // every byte was brought
+    CHECK((moved(gathering.runs, gathered) == moved(rows, memory)));
+    CHECK(2 * gathering.runs.size() < rows.size());  // one in four is not its predecessor's neighbour
+  }
+  CHECK(gather_runs({}, 1).runs.empty());
 }
 
 TEST_CASE("a kernel stores what is short and mapped, all else is put, and nothing is lost or done twice") {

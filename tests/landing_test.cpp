@@ -100,5 +100,57 @@ TEST_CASE("landing in place puts into the live regions themselves") {
   CHECK(all_are(engine.first, 0, engine.first.size(), 0));
 }
 
+TEST_CASE("a commit packs the scales that it makes live, whichever way they land") {
+  for (const char* kind : {"staged", "in_place"}) {
+    CAPTURE(kind);
+    constexpr std::int64_t kRows = 130, kBlockCols = 5;  // two rows of blocks, two groups of columns
+    std::vector<std::byte> values(kRows * kBlockCols * 128);
+    std::vector<float> scales(2 * kBlockCols);
+    std::vector<std::uint32_t> packed(2 * 132 + 1, 0xABABABAB);
+    Catalog catalog;
+    catalog.role = Role::server;
+    const auto add_region = [&](const char* name, auto& memory) {
+      const auto bytes = memory.size() * sizeof memory[0];
+      catalog.regions.push_back({name, bytes, MemoryKind::host, reinterpret_cast<std::uint64_t>(memory.data())});
+    };
+    add_region("values", values);
+    add_region("scales", scales);
+    add_region("packed", packed);
+    Entry entry;
+    entry.tensor = "w";
+    entry.shape = {kRows, kBlockCols * 128};
+    entry.box = whole(entry.shape);
+    entry.recipe = Recipe::fp8_e4m3_128x128_ue8m0;
+    entry.strides_bytes = {kBlockCols * 128, 1};
+    entry.scales = 1;
+    entry.packed_scales = PackedScales{2, 0, 4 * 132};
+    Entry of_blocks = entry;
+    of_blocks.scales = std::nullopt;
+    of_blocks.packed_scales = std::nullopt;
+    of_blocks.is_scales = true;
+    of_blocks.shape = {2, kBlockCols};
+    of_blocks.box = whole(of_blocks.shape);
+    of_blocks.region = 1;
+    of_blocks.strides_bytes = {4 * kBlockCols, 4};
+    catalog.entries.push_back(entry);
+    catalog.entries.push_back(of_blocks);
+    MemoryFabric fabric;
+    const auto landing = make_landing(kind, catalog);
+    landing->prepare(fabric);
+    const std::vector<float> landed = {1, 2, 4, 8, 16, 0.5, 0.25, 0.125, 1, 2};
+    std::memcpy(landing->region_start(1), landed.data(), landed.size() * sizeof(float));
+    CHECK(packed.front() == 0xABABABAB);
+    landing->commit();
+    CHECK(packed[0] == 0x8281807F);
+    CHECK(packed[127] == 0x8281807F);
+    CHECK(packed[128] == 0x7F7C7D7E);
+    CHECK(packed[129] == 0x7F7C7D7E);
+    CHECK(packed[130] == 0xABABABAB);  // beyond the rows
+    CHECK(packed[132] == 0x83);
+    CHECK(packed[132 + 129] == 0x80);
+    CHECK(packed.back() == 0xABABABAB);
+  }
+}
+
 }  // namespace
 }  // namespace weightcast

@@ -31,8 +31,17 @@ class Rank {
     auto entry = part_of(tensor, shape, box);
     entry.recipe = recipe;
     if (has_scales(recipe)) entry.scales = static_cast<std::uint32_t>(catalog_.entries.size() + 1);
+    if (has_tensor_scale(recipe)) entry.tensor_scale = static_cast<std::uint32_t>(catalog_.entries.size() + 2);
     add(entry, element_bytes(recipe));
-    if (!has_scales(recipe)) return *this;
+    if (has_scales(recipe)) takes_scales(tensor, shape, box, recipe);
+    if (has_tensor_scale(recipe)) takes_scales(tensor, shape, box, Recipe::nvfp4_tensor_scale);
+    return *this;
+  }
+
+  operator Catalog() const { return catalog_; }
+
+ private:
+  void takes_scales(const std::string& tensor, const std::vector<std::int64_t>& shape, const Box& box, Recipe recipe) {
     auto scales = part_of(tensor, shape, box);
     scales.recipe = recipe;
     scales.is_scales = true;
@@ -46,12 +55,8 @@ class Rank {
       scales.box.extent[axis] = end - scales.box.offset[axis];
     }
     add(scales, scale_bytes(recipe));
-    return *this;
   }
 
-  operator Catalog() const { return catalog_; }
-
- private:
   static Entry part_of(const std::string& tensor, std::vector<std::int64_t> shape, const Box& box) {
     Entry entry;
     entry.tensor = tensor;
@@ -64,9 +69,10 @@ class Rank {
     auto& region = catalog_.regions.front();
     entry.byte_offset = region.bytes;
     auto stride = static_cast<std::int64_t>(element_bytes);
+    const auto values = entry.is_scales ? 1 : values_of_element(entry.recipe);
     for (std::size_t axis = entry.box.axes; axis-- > 0;) {
       entry.strides_bytes[axis] = stride;
-      stride *= entry.box.extent[axis];
+      stride *= axis + 1U == entry.box.axes ? entry.box.extent[axis] / values : entry.box.extent[axis];
     }
     region.bytes += static_cast<std::uint64_t>(stride + 7) / 8 * 8;
     catalog_.entries.push_back(std::move(entry));

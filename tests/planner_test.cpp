@@ -125,6 +125,30 @@ TEST_CASE("rows that a trainer has whole need nobody else's maxima, and scales o
   }
 }
 
+TEST_CASE("half bytes go out with their blocks' scales, and with the scale of the tensor, whose amax is everybody's") {
+  const std::vector<std::int64_t> shape{96, 256};
+  const auto recipe = Recipe::nvfp4_e2m1_1x16;
+  const Catalogs catalogs{
+      {trainer(0).holds("w", shape, {2, {0, 0}, {96, 80}}), trainer(1).holds("w", shape, {2, {0, 80}, {96, 176}})},
+      {server(0).takes("w", shape, {2, {0, 0}, {96, 128}}, recipe),
+       server(1).takes("w", shape, {2, {0, 128}, {96, 128}}, recipe)}};
+  const auto plan = make_plan(catalogs, {});
+  CHECK_NOTHROW(static_cast<void>(prove(plan, catalogs)));
+  for (const auto& step : plan.steps) CHECK(step.needs_amax);
+  REQUIRE(plan.amax.size() == 2);
+  CHECK(plan.amax[0].runs.front().recipe == Recipe::nvfp4_tensor_scale);
+  CHECK(plan.server_bytes == std::vector<std::uint64_t>(2, 96 * 128 / 2 + 96 * 128 / 16 + 4));
+}
+
+TEST_CASE("trainers' slices that cut a block of half bytes are refused by tensor, trainer and slice") {
+  const std::vector<std::int64_t> shape{96, 256};
+  CHECK(error_of({{trainer(0).holds("w", shape, {2, {0, 0}, {96, 81}}),
+                   trainer(1).holds("w", shape, {2, {0, 81}, {96, 175}})},
+                  {server(0).takes("w", shape, {2, {0, 0}, {96, 256}}, Recipe::nvfp4_e2m1_1x16)}}) ==
+        "tensor w: trainer 0 holds [0:96, 0:81], which cuts blocks of 1x16 of nvfp4_e2m1_1x16, two values to a byte: "
+        "slices of its columns must begin and end at multiples of 16");
+}
+
 TEST_CASE("errors name the tensor, the ranks, the boxes and the nearest name") {
   const Box all{2, {0, 0}, {4, 4}};
   const Box upper{2, {0, 0}, {2, 4}};

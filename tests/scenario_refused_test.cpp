@@ -82,7 +82,8 @@ TEST_CASE("another format, model or recipe is refused with those that are known"
   CHECK(contains(refused("/model/model_type", "gpt2"), "/model/model_type: \"gpt2\" is not supported; supported are "));
   CHECK(refused("/recipe", "fp8") ==
         "scene.json: /recipe: \"fp8\" is no recipe that plans can carry; there are bf16, fp16, fp32, "
-        "fp8_e4m3_128x128_fp32, fp8_e4m3_128x128_ue8m0, fp8_e4m3_tensor, fp8_e4m3_channel, mxfp8_e4m3_1x32");
+        "fp8_e4m3_128x128_fp32, fp8_e4m3_128x128_ue8m0, fp8_e4m3_tensor, fp8_e4m3_channel, mxfp8_e4m3_1x32, "
+        "nvfp4_e2m1_1x16");
   CHECK(contains(refused(small_mixture(), "/model/decoder_sparse_step", 2), "/model/decoder_sparse_step: must be 1"));
 }
 

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "schedule/blocks.h"
 #include "schedule/planner.h"
 #include "schedule/server_tables.h"
 #include "schedule/strict_json.h"
@@ -82,7 +83,8 @@ TEST_CASE("a table that was encoded is decoded as it was, and looks as documente
 }
 
 TEST_CASE("tables carry every recipe whose blocks have scales, of four bytes or of one") {
-  for (const Recipe recipe : {kFp8, Recipe::fp8_e4m3_tensor, Recipe::fp8_e4m3_channel, Recipe::mxfp8_e4m3_1x32}) {
+  for (const Recipe recipe :
+       {kFp8, Recipe::fp8_e4m3_tensor, Recipe::fp8_e4m3_channel, Recipe::mxfp8_e4m3_1x32, Recipe::nvfp4_e2m1_1x16}) {
     CAPTURE(to_string(recipe));
     const auto catalogs = two_by_two(recipe);
     const auto plan = make_plan(catalogs, {4096, {}});
@@ -170,21 +172,26 @@ TEST_CASE("a pair signals after every MiB, or after a thirty-second of its bytes
 }
 
 TEST_CASE("a trainer and a server derive the same signals, each from its own table") {
-  const Catalogs catalogs = two_by_two(Recipe::mxfp8_e4m3_1x32);  // scales are bytes
-  const Plan plan = make_plan(catalogs, {});
-  for (std::uint32_t rank = 0; rank < 2; ++rank) {
-    const TrainerTable table = trainer_table(plan, catalogs, rank);
-    for (const std::uint32_t to : {0, 1}) {
-      std::vector<std::uint64_t> sent;
-      const auto add = [&](const auto& targets, const Box& box, std::uint64_t element) {
-        for (const TargetExtent& target : targets) {
-          if (target.server == to) sent.push_back(static_cast<std::uint64_t>(elements(box)) * element);
+  for (const Recipe recipe :
+       {Recipe::mxfp8_e4m3_1x32, Recipe::nvfp4_e2m1_1x16}) {  // scales are bytes, values half ones
+    const Catalogs catalogs = two_by_two(recipe);
+    const Plan plan = make_plan(catalogs, {});
+    for (std::uint32_t rank = 0; rank < 2; ++rank) {
+      const TrainerTable table = trainer_table(plan, catalogs, rank);
+      for (const std::uint32_t to : {0, 1}) {
+        std::vector<std::uint64_t> sent;
+        const auto add = [&](const auto& targets, std::uint64_t bytes) {
+          for (const TargetExtent& target : targets) {
+            if (target.server == to) sent.push_back(bytes);
+          }
+        };
+        for (const auto& step : table.steps) add(step.targets, value_bytes(step.box, step.recipe));
+        for (const auto& step : table.scale_steps) {
+          add(step.targets, static_cast<std::uint64_t>(elements(step.blocks)) * scale_bytes(step.recipe));
         }
-      };
-      for (const auto& step : table.steps) add(step.targets, step.box, element_bytes(step.recipe));
-      for (const auto& step : table.scale_steps) add(step.targets, step.blocks, scale_bytes(step.recipe));
-      for (const ExpectedSender& sender : server_table(plan, catalogs, to).senders) {
-        if (sender.rank == rank) CHECK(sender.signals == signals_of(sent));
+        for (const ExpectedSender& sender : server_table(plan, catalogs, to).senders) {
+          if (sender.rank == rank) CHECK(sender.signals == signals_of(sent));
+        }
       }
     }
   }

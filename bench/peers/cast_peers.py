@@ -1,4 +1,5 @@
-"""The same cast by others on one GPU: torch's eager operations and a Triton kernel, beside a copy, in one process.
+"""The same cast by others on one GPU: torch's eager operations, a Triton kernel and, where it is installed, Transformer
+Engine's block quantiser (whose scales may differ in the last bit), beside a copy, in one process.
 
 usage: cast_peers.py [--gb 16] [--rounds 20] [--json FILE]
 
@@ -54,6 +55,31 @@ def by_torch(x, y, s):
     codes = (blocks * (1.0 / scale)).to(torch.float8_e4m3fn).view(block_rows * BLOCK, block_cols * BLOCK)
     y.copy_(codes[:rows, :cols])
     s.copy_(scale.view(block_rows, block_cols))
+
+
+def transformer_engine_casts(matrices):
+    """A run over all matrices and what it wrote: (run, codes and scales by matrix). None and the reason without it."""
+    try:
+        import transformer_engine_torch as tex
+        from transformer_engine.pytorch.tensor.float8_blockwise_tensor import Float8BlockQuantizer
+    except (ImportError, OSError) as error:
+        return None, f"not installed ({type(error).__name__}: {error})"
+    try:
+        quantizer = Float8BlockQuantizer(fp8_dtype=tex.DType.kFloat8E4M3, rowwise=True, columnwise=False, amax_epsilon=0.0,
+                                         force_pow_2_scales=False, block_scaling_dim=2)
+        outputs = [quantizer.make_empty(x.shape, dtype=x.dtype, device=x.device) for x, _, _ in matrices]
+
+        def run():
+            for (x, _, _), output in zip(matrices, outputs, strict=True):
+                quantizer.update_quantized(x, output)
+
+        run()
+        torch.cuda.synchronize()
+    except Exception as error:  # noqa: BLE001, a version with another interface, or a GPU that it does not serve
+        return None, f"installed, but does not run here ({type(error).__name__}: {error})"
+    written = [(output._rowwise_data, output._rowwise_scale_inv[:, : -(-x.shape[1] // BLOCK)])
+               for (x, _, _), output in zip(matrices, outputs, strict=True)]  # fmt: skip
+    return run, written
 
 
 def definition(x):
@@ -113,8 +139,15 @@ def main() -> None:
         all_by(by_triton)()
     cases = {"copy": lambda: codes.view(torch.uint8).copy_(half), "triton, a launch per matrix": all_by(by_triton),
              "triton, in a CUDA graph": graph.replay, "torch eager": all_by(by_torch)}
+    written = dict.fromkeys(cases, [(y, s) for _, y, s in matrices])
+    run, found = transformer_engine_casts(matrices)
+    if run is not None:
+        cases["transformer engine"], written["transformer engine"] = run, found
     result = {"bench": "cast_peers", "device": torch.cuda.get_device_name(), "torch": torch.__version__,
               "triton": triton.__version__, "bf16_gb": 2e-9 * values, "rounds": arguments.rounds}
+    if run is None:
+        result["transformer engine"] = found
+        print(f"transformer engine: {found}")
     copy = None
     for name, run in cases.items():
         times = seconds_of(run, arguments.rounds)
@@ -123,7 +156,7 @@ def main() -> None:
         copy = copy or statistics.median(rate)
         wrong = wrong_scales = 0
         if name != "copy":
-            for x, y, s in matrices[: len(MIX)]:
+            for (x, _, _), (y, s) in list(zip(matrices, written[name], strict=True))[: len(MIX)]:
                 wanted, wanted_scales = definition(x)
                 wrong += int((y.cpu().view(torch.uint8) != wanted.view(torch.uint8)).sum())
                 wrong_scales += int((s.cpu() != wanted_scales).sum())

@@ -1,6 +1,7 @@
 // The kernels by name, as quant/gpu*.cpp launches them. Compiled to one image for several architectures; no host code.
 #include "quant/kernels/cast.cuh"
 #include "quant/kernels/digest.cuh"
+#include "quant/kernels/scatter.cuh"
 
 using namespace weightcast;
 using namespace weightcast::gpu;
@@ -116,6 +117,16 @@ extern "C" __global__ void __launch_bounds__(kTileThreads)
     prefetch_ahead(tiles, at, count);
     if ((left_out >> tile.group & 1) == 0) copy_tile(tile);
   }
+}
+
+extern "C" __global__ void __launch_bounds__(kTileThreads) pack_scales(const PackGroup* groups) {
+  pack_group(groups[blockIdx.x]);
+}
+
+extern "C" __global__ void __launch_bounds__(kTileThreads)
+    apply_delta(const std::uint32_t* first, const std::uint16_t* position, const unsigned char* value,
+                unsigned char* live) {
+  apply_changes(first + blockIdx.x, position, value, live + blockIdx.x * kDeltaChunk);
 }
 
 extern "C" __global__ void __launch_bounds__(kTileThreads) read_only(const unsigned char* memory, std::uint64_t bytes) {

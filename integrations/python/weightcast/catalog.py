@@ -19,10 +19,12 @@ FP8_BLOCK_UE8M0 = "fp8_e4m3_128x128_ue8m0"  # scales are powers of two
 FP8_TENSOR = "fp8_e4m3_tensor"
 FP8_CHANNEL = "fp8_e4m3_channel"
 MXFP8 = "mxfp8_e4m3_1x32"  # scales are E8M0 bytes
+NVFP4 = "nvfp4_e2m1_1x16"  # two values to a byte; scales are E4M3 bytes, and each tensor has one in FP32
 BLOCK = 128  # edge of a quantisation block of FP8_BLOCK, in elements
 # Rows and columns that share a scale; None: all of the axis.
 _BLOCKS = {FP8_BLOCK: (BLOCK, BLOCK), FP8_BLOCK_UE8M0: (BLOCK, BLOCK), FP8_TENSOR: (None, None), FP8_CHANNEL: (1, None),
-           MXFP8: (1, 32)}  # fmt: skip
+           MXFP8: (1, 32), NVFP4: (1, 16)}  # fmt: skip
+_DTYPE_OF_SCALES = {MXFP8: "e8m0", NVFP4: "e4m3"}  # others: FP32
 
 Shape = tuple[int, ...]
 Manifest = Mapping[str, Shape]  # checkpoint tensor -> shape
@@ -33,7 +35,7 @@ class Part:
     """A box of a checkpoint tensor; `at` is the index of its first element in the parameter that holds it.
 
     The parameter may have more axes than the tensor (an expert stack); its last axes are the tensor's. `scales_at` is
-    the same for the part's scales in the array of the parameter's scales.
+    the same for the part's scales in the array of the parameter's scales, `tensor_scale_at` in that of tensors' scales.
     """
 
     tensor: str
@@ -42,11 +44,13 @@ class Part:
     extent: Shape
     at: Shape
     scales_at: Shape | None = None
+    tensor_scale_at: Shape | None = None
 
 
 @dataclass(frozen=True)
 class Scales:
-    """The array of a parameter's scales, one per block: E8M0 bytes of MXFP8, else FP32."""
+    """The array of a parameter's scales, one per block: E8M0 bytes of MXFP8, E4M3 bytes of NVFP4, else FP32. Or the
+    array of NVFP4's second scales, in FP32, one per tensor: a row for each."""
 
     name: str
     shape: Shape
@@ -55,6 +59,7 @@ class Scales:
 @dataclass(frozen=True)
 class Parameter:
     """One array of a server rank: parts of checkpoint tensors in one recipe, with the array of their scales, if any.
+    `shape` counts values; an array of NVFP4 has half as many columns, of bytes.
 
     `landing` is "direct" (the engine reads these bytes), "swapped_halves" (direct, for the reader of the catalog) or
     "staged_repair" (the engine makes what it reads from the staged bytes, itself, when it commits).
@@ -66,6 +71,8 @@ class Parameter:
     parts: tuple[Part, ...]
     scales: Scales | None = None
     landing: str = "direct"
+    tensor_scale: Scales | None = None
+    packed_scales: Scales | None = None
 
 
 @dataclass(frozen=True)
@@ -75,8 +82,12 @@ class Rule:
     The tensors are stacked along the first axis in the order given, each divided along axis `split` over the ranks of
     a replica (None: every rank holds all of it). With `groups`, each is divided into so many shares along axis 0, a rank
     holds as many of them as the others, and they are stacked share by share: Megatron's query groups. The scales are an
-    array of their own, `PARAMETER_scale_inv` of block recipes and `PARAMETER_scale` of FP8_TENSOR (a row for each tensor)
-    and FP8_CHANNEL (a row for each row).
+    array of their own, `PARAMETER_scale_inv` of block recipes and `PARAMETER_scale` of FP8_TENSOR (a row for each tensor),
+    FP8_CHANNEL (a row for each row) and NVFP4, whose tensors' scales are `PARAMETER_scale_2` (a row for each tensor):
+    tensors that an engine multiplies as one, as gate and up, have scales of their own. With `packed_scales` a commit also
+    writes the scales of FP8_BLOCK_UE8M0 as DeepGEMM reads them on Blackwell, into `PARAMETER_scale_packed`: 32-bit
+    integers, for each four blocks of columns a row of as many as the parameter has rows, rounded up to four (DeepGEMM
+    takes its transpose).
     """
 
     tensors: tuple[str, ...]
@@ -84,6 +95,7 @@ class Rule:
     split: int | None = None
     recipe: str = "bf16"
     groups: int | None = None
+    packed_scales: bool = False
 
     def text_of(self, tensor: str) -> str | None:
         """What `{}` stands for if `tensor` is the rule's first tensor."""
@@ -133,7 +145,7 @@ def parameters_of(manifest: Manifest, rules: Sequence[Rule], rank: int, ranks: i
 
 def _stack(rule: Rule, name: str, tensors: Sequence[str], manifest: Manifest, rank: int, ranks: int) -> Parameter:
     parts, rows, scale_rows = [], 0, 0
-    for tensor, share, shares in _shares(rule, name, tensors, rank, ranks):
+    for number, (tensor, share, shares) in enumerate(_shares(rule, name, tensors, rank, ranks)):
         shape = tuple(manifest[tensor])
         try:
             offset, extent = slice_of(shape, rule.split, share, shares)
@@ -141,15 +153,27 @@ def _stack(rule: Rule, name: str, tensors: Sequence[str], manifest: Manifest, ra
             raise ValueError(f"tensor {tensor!r} for parameter {name!r}: {error}") from None
         columns = (0,) * (len(shape) - 1)
         scales_at = (scale_rows, *columns) if rule.recipe in _BLOCKS else None
-        parts.append(Part(tensor, shape, offset, extent, (rows, *columns), scales_at))
+        leading = _blocks(extent, FP8_TENSOR)[0]  # of tensors of more than two axes: a scale for each matrix
+        tensor_scale_at = (number * leading, *columns) if rule.recipe == NVFP4 else None
+        parts.append(Part(tensor, shape, offset, extent, (rows, *columns), scales_at, tensor_scale_at))
         rows += extent[0]
         scale_rows += _blocks(extent, rule.recipe)[0]  # a ragged last block takes a row of scales of its own
     rest = parts[0].extent[1:]
     scales = None
     if rule.recipe in _BLOCKS:
-        suffix = "_scale" if rule.recipe in (FP8_TENSOR, FP8_CHANNEL) else "_scale_inv"
+        suffix = "_scale" if rule.recipe in (FP8_TENSOR, FP8_CHANNEL, NVFP4) else "_scale_inv"
         scales = Scales(name + suffix, (scale_rows, *_blocks(parts[0].extent, rule.recipe)[1:]))
-    return Parameter(name, (rows, *rest), rule.recipe, tuple(parts), scales)
+    tensor_scale = None
+    if rule.recipe == NVFP4:
+        leading, *ones = _blocks(parts[0].extent, FP8_TENSOR)
+        tensor_scale = Scales(f"{name}_scale_2", (len(parts) * leading, *ones))
+    packed_scales = None
+    if rule.packed_scales:
+        if rule.recipe != FP8_BLOCK_UE8M0 or len(rest) != 1:
+            raise ValueError(f"parameter {name!r}: packed scales are of matrices under {FP8_BLOCK_UE8M0}")
+        packed_scales = Scales(f"{name}_scale_packed", (-(-rest[0] // (4 * BLOCK)), -(-rows // 4) * 4))
+    return Parameter(name, (rows, *rest), rule.recipe, tuple(parts), scales, tensor_scale=tensor_scale,
+                     packed_scales=packed_scales)  # fmt: skip
 
 
 def _shares(rule: Rule, name: str, tensors: Sequence[str], rank: int, ranks: int) -> list[tuple[str, int, int]]:
@@ -175,7 +199,15 @@ def server_catalog(rank: int, replica: int, parameters: Sequence[Parameter], arr
         entry = {"parameter": parameter.name, "recipe": parameter.recipe, "landing": parameter.landing}
         entry |= _array_of(parameter.name, parameter.shape, parameter.recipe, arrays, regions)
         if scales := parameter.scales:
-            entry["scales"] = _array_of(scales.name, scales.shape, "e8m0" if parameter.recipe == MXFP8 else "fp32", arrays, regions)
+            dtype = _DTYPE_OF_SCALES.get(parameter.recipe, "fp32")
+            entry["scales"] = _array_of(scales.name, scales.shape, dtype, arrays, regions)
+        if scales := parameter.tensor_scale:
+            entry["tensor_scale"] = _array_of(scales.name, scales.shape, "fp32", arrays, regions)
+        if scales := parameter.packed_scales:
+            packed = _array_of(scales.name, scales.shape, "word", arrays, regions)
+            if packed["strides_bytes"] != (4 * scales.shape[1], 4):
+                raise ValueError(f"the packed scales {scales.name!r} are not rows without gaps")
+            entry["packed_scales"] = {key: packed[key] for key in ("region", "byte_offset")}
         entry["parts"] = [{key: value for key, value in vars(part).items() if value is not None} for part in parameter.parts]
         entries.append(entry)
     return _catalog("server", rank, replica, regions, entries)
@@ -185,11 +217,12 @@ def _array_of(name: str, shape: Shape, recipe: str, arrays: Mapping[str, Any], r
     if name not in arrays:
         raise ValueError(f"parameter {name!r} has no array")
     view = memory.view_of(arrays[name])
-    if view.shape != tuple(shape):
-        raise ValueError(f"parameter {name!r} has shape {list(view.shape)}, but its parts make {list(shape)}")
+    stored = (*shape[:-1], shape[-1] // 2) if recipe == NVFP4 else tuple(shape)
+    if view.shape != stored:
+        raise ValueError(f"parameter {name!r} has shape {list(view.shape)}, but its parts make {list(stored)}")
     if view.dtype not in memory.DTYPES_OF_RECIPE[recipe]:
         raise ValueError(f"parameter {name!r} is {view.dtype}, but its recipe is {recipe}")
-    return {"shape": view.shape} | regions.extent_of(view)
+    return {"shape": shape} | regions.extent_of(view)
 
 
 def shards_of(parameters: Sequence[Parameter], arrays: Mapping[str, Any]) -> dict[str, list[Shard]]:

@@ -17,6 +17,7 @@ _DTYPES = {
     "float8_e4m3fn": "fp8_e4m3",
     "float8_e8m0fnu": "e8m0",
     "uint8": "byte",
+    "int32": "word",
 }
 DTYPES_OF_RECIPE = {
     "bf16": {"bf16"},
@@ -27,7 +28,10 @@ DTYPES_OF_RECIPE = {
     "fp8_e4m3_tensor": {"fp8_e4m3", "byte"},
     "fp8_e4m3_channel": {"fp8_e4m3", "byte"},
     "mxfp8_e4m3_1x32": {"fp8_e4m3", "byte"},
+    "nvfp4_e2m1_1x16": {"byte"},
     "e8m0": {"e8m0", "byte"},
+    "word": {"word"},
+    "e4m3": {"fp8_e4m3", "byte"},
 }
 
 

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 
-VALUE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}  # others: 1
-SCALE_BYTES = {"mxfp8_e4m3_1x32": 1}  # others: 4
+VALUE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "nvfp4_e2m1_1x16": 0.5}  # others: 1
+SCALE_BYTES = {"mxfp8_e4m3_1x32": 1, "nvfp4_e2m1_1x16": 1}  # others: 4
 MOST_RIBBONS = 12  # ranks on a side; more are drawn as a heat map
 GAP = 0.03  # between neighbours on a side, of the whole height
 BAR = 0.035
@@ -88,7 +88,7 @@ def _of_plan(plan: dict) -> Routes:
                 bytes_ *= int(end) - int(begin)
             for destination in step["destinations"]:
                 if "relay" not in destination:  # else another server puts it there
-                    count[step["trainer"], destination["server"]] += bytes_
+                    count[step["trainer"], destination["server"]] += int(bytes_)
     return Routes(dict(count), len(plan["trainer_bytes"]), len(plan["server_bytes"]), {})
 
 
