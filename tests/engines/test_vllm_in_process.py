@@ -19,7 +19,7 @@ def test_engines_without_a_server_are_updated_in_place(kind: str, ranks: int, ch
     config.write_text(json.dumps({"controller": {"address": f"tcp://127.0.0.1:{free_port()}", "trainers": 1, "replicas": 1,
                                                  "servers_per_replica": ranks}, "secret_file": str(tmp_path / "secret"),
                                   "landing": "in_place", "times": TIMES}))  # fmt: skip
-    command_line = [engine_python(), HERE / "in_process.py", kind, config, checkpoints / "llama"]
+    command_line = [engine_python(), HERE / "in_process.py", kind, config, checkpoints / "qwen3"]
     done = subprocess.run(command_line, capture_output=True, text=True, timeout=600, check=False, cwd=tmp_path, env=environment(tmp_path))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     said = json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"versions"')))

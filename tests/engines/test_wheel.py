@@ -18,6 +18,7 @@ from load import complete
 from vllm_server import ROOT, Serving, engine_python, free_port, until_healthy
 from world import BOUND, Reference
 
+pytestmark = pytest.mark.long  # everything is compiled again
 PROMPT = list(range(40, 110))
 # As everybody builds it, but quickly: no kernels, no optimisation.
 OPTIONS = ["-Dcuda=disabled", "-Dunity=on", "-Dunity_size=10", "-Doptimization=0", "-Ddebug=false"]
@@ -50,7 +51,7 @@ def folder(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     pip = [engine_python(), "-m", "pip", "--disable-pip-version-check", "-q"]
     run(*pip, "install", "--no-deps", "--force-reinstall", next(folder.glob("*.whl")), folder=folder)
     try:
-        shutil.copytree(checkpoints / "llama", folder / "llama")
+        shutil.copytree(checkpoints / "qwen3", folder / "model")
         run("weightcast", "keygen", "weightcast.secret", folder=folder)
         (folder / "weightcast.json").write_text(json.dumps(
             {"controller": {"address": f"tcp://127.0.0.1:{free_port()}", "trainers": 1, "replicas": 1, "servers_per_replica": 1},
@@ -64,7 +65,7 @@ def folder(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def typed(line: str, folder: Path) -> Iterator[Serving]:
     """The server that this line of a shell starts."""
     port, log = free_port(), folder / "server.log"
-    words = shlex.split(line.replace("MODEL", str(folder / "llama/a")))
+    words = shlex.split(line.replace("MODEL", str(folder / "model/a")))
     with log.open("w") as output:
         process = subprocess.Popen(["env", *words, "--port", str(port), *SERVER], cwd=folder, env=outside(), stdout=output,
                                    stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
@@ -83,11 +84,11 @@ def test_vllm_finds_the_plug_in_of_the_wheel(folder: Path) -> None:
 def test_the_lines_of_the_readme_take_a_trained_version_into_a_server(folder: Path) -> None:
     line = run("weightcast", "doctor", "vllm", "weightcast.json", folder=folder).splitlines()[-1]
     beside = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
-    with typed(line, folder) as server, contextlib.closing(Reference({"A": folder / "llama/a", "B": folder / "llama/b"})) as reference:
+    with typed(line, folder) as server, contextlib.closing(Reference({"A": folder / "model/a", "B": folder / "model/b"})) as reference:
         before = complete(server.url, PROMPT, 16)
         (folder / "train.py").write_text(
             "import torch, transformers\n"
-            f"model = transformers.AutoModelForCausalLM.from_pretrained({str(folder / 'llama/b')!r}, dtype=torch.bfloat16)\n"
+            f"model = transformers.AutoModelForCausalLM.from_pretrained({str(folder / 'model/b')!r}, dtype=torch.bfloat16)\n"
             "version = 1\n" + beside.replace("http://127.0.0.1:8000", server.url))  # fmt: skip
         run(engine_python(), "train.py", folder=folder)
         after = complete(server.url, PROMPT, 16)
