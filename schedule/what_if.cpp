@@ -122,7 +122,9 @@ Scenario parse_scenario(std::string_view json_text, const std::string& origin, c
   auto document = parse_strict_json(json_text, origin);
   for (const auto& setting : changes.settings) set(document, setting);
   if (changes.added_replicas > 0) add_replicas(document, changes.added_replicas);
-  return parse_scenario(document.dump(), origin + " with the changes");
+  // What is not UTF-8 on the command line is shown, and refused, as replaced.
+  const auto changed = document.dump(-1, ' ', false, Json::error_handler_t::replace);
+  return parse_scenario(changed, origin + " with the changes");
 }
 
 void drop_ranks(const WhatIf& changes, Catalogs& catalogs) {
