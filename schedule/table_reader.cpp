@@ -185,6 +185,15 @@ class TableReader {
   std::size_t rows_ = 0;
 };
 
+// Sums of bytes are exact then, and no row is empty.
+void require_whole_bytes(const TableReader& reader, const Box& box, Recipe recipe) {
+  if (values_of_element(recipe) == 1) return;
+  const auto last = static_cast<std::size_t>(box.axes - 1);
+  const auto edge = block_shape(recipe).cols;
+  if (box.offset[last] % edge == 0 && box.extent[last] % edge == 0) return;
+  reader.fail(fmt::format("the box {} cuts bytes of {}", to_string(box), to_string(recipe)));
+}
+
 void read_steps(TableReader& reader, const CborJson& json, TrainerTable& table) {
   reader.tuple(json, 8);
   TrainerStep step;
@@ -192,6 +201,8 @@ void read_steps(TableReader& reader, const CborJson& json, TrainerTable& table) 
   step.box = reader.box(json[2]);
   step.frame = reader.box(json[3]);
   reader.require_within(step.box, step.frame);
+  require_whole_bytes(reader, step.box, step.recipe);
+  require_whole_bytes(reader, step.frame, step.recipe);
   const auto entries = reader.own_entries(json[0], [&](const Entry& own) {
     reader.require_within(step.box, own.box);
     reader.require_within(step.frame, whole(own.shape));
@@ -242,6 +253,7 @@ std::vector<AmaxMessage> read_messages(TableReader& reader, const CborJson& json
       reader.tuple(run, 4);
       AmaxPart part;
       part.recipe = reader.recipe_with_scales(run[2]);
+      if (has_tensor_scale(part.recipe)) reader.fail("maxima of blocks that are scaled by their tensor");
       part.blocks = reader.box(run[3]);
       const auto own = reader.own_entries(run[outgoing ? 0 : 1], [&](const Entry& entry) {
         reader.require_within(part.blocks, blocks_touched(entry.box, part.recipe));
@@ -263,7 +275,10 @@ void read_pieces(TableReader& reader, const CborJson& json, ExpectedSender& send
   reader.each(json, [&](const CborJson& run) {
     reader.tuple(run, 2);
     const auto box = reader.box(run[1]);
-    const auto entries = reader.own_entries(run[0], [&](const Entry& entry) { reader.require_within(box, entry.box); });
+    const auto entries = reader.own_entries(run[0], [&](const Entry& entry) {
+      reader.require_within(box, entry.box);
+      if (!entry.is_scales) require_whole_bytes(reader, box, entry.recipe);
+    });
     reader.count(entries.size(), 1);
     for (const auto index : entries) sender.pieces.push_back({static_cast<std::uint32_t>(index), box});
   });

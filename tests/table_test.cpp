@@ -1,5 +1,6 @@
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <span>
@@ -98,6 +99,36 @@ TEST_CASE("tables carry every recipe whose blocks have scales, of four bytes or 
     }
     CHECK(scale_steps >= 2);  // each server takes some
   }
+}
+
+TEST_CASE("tables whose boxes cut bytes of half values are refused, by trainer and by server") {
+  const auto catalogs = two_by_two(Recipe::nvfp4_e2m1_1x16);
+  const auto plan = make_plan(catalogs, {});
+  const auto refusal = [](const auto& decode) {
+    try {
+      decode();
+      return std::string("read");
+    } catch (const Error& error) {
+      return std::string(error.what());
+    }
+  };
+  auto sends = trainer_table(plan, catalogs, 0);
+  const auto step = std::find_if(sends.steps.begin(), sends.steps.end(),
+                                 [](const TrainerStep& one) { return one.recipe == Recipe::nvfp4_e2m1_1x16; });
+  REQUIRE(step != sends.steps.end());
+  --step->box.extent[1];
+  const auto trainers = refusal([&] { static_cast<void>(decode_trainer_table(encode(sends), catalogs.trainers[0])); });
+  CHECK(trainers.find("[0:144, 0:127] cuts bytes of nvfp4_e2m1_1x16") != std::string::npos);
+  auto receives = server_table(plan, catalogs, 0);
+  auto& pieces = receives.senders.front().pieces;
+  const auto piece = std::find_if(pieces.begin(), pieces.end(), [&](const Piece& one) {
+    const Entry& entry = catalogs.servers[0].entries[one.entry];
+    return entry.recipe == Recipe::nvfp4_e2m1_1x16 && !entry.is_scales;
+  });
+  REQUIRE(piece != pieces.end());
+  piece->box.extent[1] = 1;
+  const auto servers = refusal([&] { static_cast<void>(decode_server_table(encode(receives), catalogs.servers[0])); });
+  CHECK(servers.find("cuts bytes of nvfp4_e2m1_1x16") != std::string::npos);
 }
 
 TEST_CASE("a truncated table is refused, a damaged one refused or understood, never more") {
