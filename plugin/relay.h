@@ -34,6 +34,7 @@ class Relay {
   Relay(const Config& config, const Catalog& catalog) : config_(config), catalog_(catalog) {}
   Relay(const Relay&) = delete;
   Relay& operator=(const Relay&) = delete;
+  ~Relay() = default;
 
   // Prepares everything that an update needs; `fabric` and `landing` outlive the next call. Throws Error.
   void adopt(const ServerTable& table, Fabric& fabric, const LandingMemory& landing, const Routes& routes);

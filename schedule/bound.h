@@ -18,8 +18,8 @@ struct Bound {
 // the bound is that of cuts: distinct bytes into each node over the NICs of those of its servers that take them (a flow
 // again), into each server over its NICs and NVLink, and out of each group of owners. It lets servers pass on whatever
 // they have; a plan passes on between servers that take the same box alone, so between pools that cut tensors
-// differently it may need up to as many times the trainers' time as there are such pools. Knows nothing of plans; throws
-// what make_plan() does.
+// differently it may need up to as many times the trainers' time as there are such pools. Knows nothing of plans;
+// throws what make_plan() does.
 [[nodiscard]] Bound lower_bound(const Catalogs& catalogs, const Topology& topology, bool relay,
                                 const std::vector<std::string>& unused_tensors = {});
 

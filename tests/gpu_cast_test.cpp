@@ -112,6 +112,7 @@ struct Trial {
 void check_batch(std::vector<Trial>& trials, Recipe recipe, bool is_measured, int multiprocessors,
                  const CudaStream& stream) {
   std::vector<GpuCastJob> jobs;
+  jobs.reserve(trials.size());
   for (const Trial& trial : trials) jobs.push_back(trial.job(static_cast<std::uint32_t>(jobs.size()), is_measured));
   const GpuCast batch(recipe, jobs);
   GpuFindings findings(static_cast<std::uint32_t>(jobs.size()));
@@ -193,6 +194,7 @@ TEST_CASE("whole and ragged tiles of row shards and of column shards take the fa
       trials.emplace_back(std::move(shard), kFp8, BlockOrigin{0, 128}, frame, stream);
     }
     std::vector<GpuCastJob> jobs;
+    jobs.reserve(trials.size());
     for (const Trial& trial : trials) jobs.push_back(trial.job(0, false));
     CHECK(GpuCast(kFp8, jobs).is_fast());
     check_batch(trials, kFp8, false, 0, stream);
@@ -284,6 +286,7 @@ TEST_CASE("the first NaN or Inf of a batch is named by matrix, row and column, w
         trials.emplace_back(std::move(matrix), recipe, BlockOrigin{}, DigestFrame{kEntry, 400, 0, 0}, stream);
       }
       std::vector<GpuCastJob> jobs;
+      jobs.reserve(trials.size());
       for (const Trial& trial : trials) jobs.push_back(trial.job(0, true));
       const GpuCast batch(recipe, jobs);
       GpuFindings findings(1);

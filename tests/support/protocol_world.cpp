@@ -93,7 +93,7 @@ void World::at(Clock::duration delay, std::function<void()> what) {
 }
 
 void World::at_process(Process& process, Clock::duration delay, std::function<void()> what) {
-  at(delay, [this, &process, what = std::move(what)] {
+  at(delay, [&process, what = std::move(what)] {
     if (!process.alive) return;
     if (process.stopped) {
       process.deferred.push_back(what);
