@@ -297,7 +297,7 @@ class Bounding {
     std::uint64_t bytes = 0;
     for (const auto& carried : out) {
       constexpr std::uint64_t kSlackBytes = 2;  // shares are of whole bytes
-      if (seconds_of(std::pair(carried.first, carried.second + kSlackBytes)) < longest) continue;
+      if (seconds_of(std::pair(carried.first, carried.second + kSlackBytes)) < longest * (1 - 1e-6)) continue;
       busiest.push_back(carried.first);
       bytes += carried.second;
     }
