@@ -14,6 +14,7 @@
 #include "schedule/explain.h"
 #include "schedule/plan_changes.h"
 #include "schedule/proof.h"
+#include "schedule/server_tables.h"
 #include "transport/base/units.h"
 
 namespace weightcast::cli {
@@ -47,8 +48,9 @@ TableSizes table_sizes_of(const Plan& plan, const Catalogs& catalogs) {
     return most;
   });
   TableSizes sizes;
+  const ServerTables tables(plan, catalogs);
   for (const auto& of : catalogs.servers) {
-    sizes.server_bytes = std::max(sizes.server_bytes, encode(server_table(plan, catalogs, of.rank)).size());
+    sizes.server_bytes = std::max(sizes.server_bytes, encode(tables.of(of.rank)).size());
   }
   sizes.trainer_bytes = of_trainers.get();
   return sizes;
