@@ -32,8 +32,18 @@ def stored_bytes(entry):
     return 4 if entry.get("is_scales") else ELEMENT_BYTES[entry["recipe"]]
 
 
+def whole_blocks(a, b, shape):
+    """Blocks of 128x128 of the tensor, the last ones ragged, that lie in both boxes: only who holds one sends its scale."""
+    blocks = 1
+    for axis, size in enumerate(shape):
+        begin = max(a[0][axis], b[0][axis])
+        end = min(a[0][axis] + a[1][axis], b[0][axis] + b[1][axis])
+        blocks *= max(0, (-(-end // 128) if end == size else end // 128) - -(-begin // 128))
+    return blocks
+
+
 def loads_of(trainers, servers):
-    """Bytes that exactly these trainers hold, each by itself: {trainers: bytes}. Scales go with whom the planner likes."""
+    """Bytes that exactly these trainers hold, each by itself: {trainers: bytes}. Who shares a block may send its scale."""
     shards = collections.defaultdict(lambda: collections.defaultdict(set))
     for rank, catalog in enumerate(trainers):
         for entry in catalog["entries"]:
@@ -45,6 +55,8 @@ def loads_of(trainers, servers):
                 continue
             for box, holders in shards[entry["tensor"]].items():
                 loads[frozenset(holders)] += common_elements(box, box_of(entry)) * ELEMENT_BYTES[entry["recipe"]]
+                if entry["recipe"].startswith("fp8_e4m3_128x128"):
+                    loads[frozenset(holders)] += 4 * whole_blocks(box, box_of(entry), entry["shape"])
     return loads
 
 
