@@ -67,12 +67,12 @@ struct Row {
 // When a trainer sends a step, among its others.
 struct Place {
   std::size_t row = 0;
-  std::uint32_t round = 0;     // of the row; of what is not passed on: kRounds
+  std::uint32_t round = 0;     // of the row; of what is not passed on: kTurns
   std::uint32_t distance = 0;  // to the receiver, in the row
 
   auto operator<=>(const Place&) const = default;
 };
-constexpr std::uint32_t kRounds = 16;
+constexpr std::uint32_t kTurns = 8;
 
 class Planner {
  public:
@@ -172,13 +172,13 @@ class Planner {
 
   // A handful of phases, spread evenly, so that every part of a straddled block writes its share of the scales.
   std::vector<Turn> turns_of(const Family& family, std::size_t frame) {
-    constexpr std::uint32_t kTurns = 4;
+    constexpr std::uint32_t kPhases = 4;
     if (!has_scales(family.frames[frame].recipe)) return {};
     const bool straddles = std::any_of(family.parts.begin(), family.parts.end(), [&](const Part& part) {
       return part.frame == frame && cuts_blocks(part.box, family.shape, family.frames[frame].recipe);
     });
     phase_ = (phase_ + 79) % kBlock;  // 79 / 128 is near the golden ratio: the phases of small families spread evenly
-    const auto turns = straddles ? std::min(family.count, kTurns) : 1;
+    const auto turns = straddles ? std::min(family.count, kPhases) : 1;
     std::vector<Turn> result;
     for (std::uint32_t turn = 0; turn < turns; ++turn) {
       const auto at = [&](std::uint64_t i) { return static_cast<std::uint32_t>(i * family.count / turns); };
@@ -249,7 +249,7 @@ class Planner {
     const bool is_relayed = std::any_of(step.destinations.begin(), step.destinations.end(),
                                         [](const Destination& to) { return to.relay.has_value(); });
     places_.push_back(
-        {row_, is_relayed ? 0 : kRounds, rows_[row_].distance(step.trainer, step.destinations.front().server)});
+        {row_, is_relayed ? 0 : kTurns, rows_[row_].distance(step.trainer, step.destinations.front().server)});
     plan_.steps.push_back(std::move(step));
   }
 
@@ -363,33 +363,39 @@ class Planner {
     return shard.holders[static_cast<std::size_t>(place - receivers.holders.begin()) % shard.holders.size()];
   }
 
-  // Cuts what is passed on to a receiver into kRounds parts of as many bytes, tensors being whole.
+  // Cuts what a trainer sends to be passed on into parts of as many bytes for each receiver, tensors being whole: so
+  // many that about kTurns follow each other. Where there are many receivers, nothing is cut.
   void take_in_rounds() {
-    std::map<std::tuple<std::uint32_t, std::size_t, std::uint32_t>, std::vector<std::size_t>> relayed;
+    std::map<std::pair<std::uint32_t, std::size_t>, std::map<std::uint32_t, std::vector<std::size_t>>> relayed;
     for (std::size_t i = 0; i < plan_.steps.size(); ++i) {
       const auto& [row, round, distance] = places_[i];
-      if (round == 0) relayed[{plan_.steps[i].trainer, row, distance}].push_back(i);
+      if (round == 0) relayed[{plan_.steps[i].trainer, row}][distance].push_back(i);
     }
-    for (auto& [who, steps] : relayed) {
-      std::stable_sort(steps.begin(), steps.end(), [&](std::size_t a, std::size_t b) {
-        const Step &one = plan_.steps[a], &other = plan_.steps[b];
-        return std::tuple(one.needs_amax, one.column, one.first) <
-               std::tuple(other.needs_amax, other.column, other.first);
-      });
-      std::uint64_t total = 0;
-      for (const auto i : steps) total += value_bytes(plan_.steps[i].box, plan_.steps[i].recipe) * plan_.steps[i].count;
-      std::uint64_t before = 0;
-      for (const auto i : steps) before += cut_into_rounds(i, before, total);
+    for (auto& [sender, receivers] : relayed) {
+      const auto rounds = std::max<std::uint64_t>(1, kTurns / receivers.size());
+      if (rounds == 1 || receivers.size() == 1) continue;
+      for (auto& [distance, steps] : receivers) {
+        std::stable_sort(steps.begin(), steps.end(), [&](std::size_t a, std::size_t b) {
+          const Step &one = plan_.steps[a], &other = plan_.steps[b];
+          return std::tuple(one.needs_amax, one.column, one.first) <
+                 std::tuple(other.needs_amax, other.column, other.first);
+        });
+        std::uint64_t total = 0;
+        for (const auto i : steps)
+          total += value_bytes(plan_.steps[i].box, plan_.steps[i].recipe) * plan_.steps[i].count;
+        std::uint64_t before = 0;
+        for (const auto i : steps) before += cut_into_rounds(i, before, std::max<std::uint64_t>(1, total / rounds));
+      }
     }
   }
 
-  // Of one step, `before` bytes behind the first of `total`; returns its bytes.
-  std::uint64_t cut_into_rounds(std::size_t index, std::uint64_t before, std::uint64_t total) {
+  // Of one step, `before` bytes behind the first; a round has `round_bytes`. Returns the step's bytes.
+  std::uint64_t cut_into_rounds(std::size_t index, std::uint64_t before, std::uint64_t round_bytes) {
     const Step step = plan_.steps[index];
     const Place place = places_[index];
     const auto each = value_bytes(step.box, step.recipe);
     const auto round_of = [&](std::uint32_t tensor) {
-      return static_cast<std::uint32_t>((before + tensor * each) * kRounds / std::max<std::uint64_t>(total, 1));
+      return static_cast<std::uint32_t>(std::min<std::uint64_t>((before + tensor * each) / round_bytes, kTurns - 1));
     };
     for (std::uint32_t first = 0; first < step.count;) {
       std::uint32_t end = first + 1;
