@@ -334,7 +334,7 @@ void GpuSender::put(const std::vector<GpuRun>& runs, Tally& tally) {
   for (const GpuRun& run : runs) {
     const Pipeline::ServerLink& link = *pipeline_.servers_[run.server];
     if (pipeline_.stopped()) return;
-    if (link.dropped || link.failed) continue;
+    if (link.dropped) continue;
     const Put put{run.peer, run.from_region, run.from, run.to_region, run.to, run.bytes, &tally};
     const Status status = pipeline_.fabric_.put(put, pipeline_.deadline_);
     if (!status.ok() && !link.dropped && status.code() != Code::unreachable) pipeline_.fail(status);

@@ -56,7 +56,7 @@ void GpuSender::store(const GpuCopy& stores, const CudaStream& stream) {
   std::uint64_t left_out = 0;
   for (std::size_t group = 0; group < stored_to_.size(); ++group) {
     const Pipeline::ServerLink& link = *pipeline_.servers_[stored_to_[group]];
-    if (link.dropped || link.failed) left_out |= std::uint64_t{1} << group;
+    if (link.dropped) left_out |= std::uint64_t{1} << group;
   }
   if (!pipeline_.fabric_.lease_holds()) {
     pipeline_.fail(Status(Code::refused, fmt::format("{}, version {}: stores to servers' GPUs not made: the lease has "

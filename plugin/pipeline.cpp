@@ -285,7 +285,7 @@ void Pipeline::put_matrix(const std::vector<Target>& targets, const Box& frame, 
   const auto row_bytes = static_cast<std::int64_t>(element) * view.cols;
   for (const Target& target : targets) {
     const ServerLink& link = *servers_[target.server];
-    if (link.dropped || link.failed) continue;
+    if (link.dropped) continue;
     const std::int64_t target_pitch = row_stride(target.strides, frame.axes);
     const bool gapless = view.rows == 1 || (pitch == row_bytes && target_pitch == row_bytes);
     const std::int64_t puts = gapless ? 1 : view.rows;

@@ -110,7 +110,6 @@ class Pipeline {
     PeerId peer = 0;
     std::vector<std::unique_ptr<Covered>> signals;
     std::atomic<bool> dropped{false};
-    std::atomic<bool> failed{false};
     Tally signalled;
   };
   // Per-block values of one entry under one recipe: row-major over `blocks`, in block coordinates of the tensor.

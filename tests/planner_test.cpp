@@ -219,6 +219,39 @@ TEST_CASE("a replica that sends nothing else takes most of a tensor, which is cu
   CHECK(plan.trainer_bytes == std::vector<std::uint64_t>{1024, 1024});
 }
 
+TEST_CASE("two receivers that pass on to each other are served in turns, not one after the other") {
+  const Topology topology{{{0, 50, 0}}, {{1, 50, 400}, {1, 50, 400}}};
+  auto holder = trainer(0);
+  auto first = server(0, 0);
+  auto second = server(1, 1);
+  for (int tensor = 0; tensor < 32; ++tensor) {
+    const auto name = "w" + std::to_string(tensor);
+    const Box all{2, {0, 0}, {64, 8}};
+    holder.holds(name, {64, 8}, all);
+    first.takes(name, {64, 8}, all);
+    second.takes(name, {64, 8}, all);
+  }
+  const Catalogs catalogs{{holder}, {first, second}};
+  PlanOptions options;
+  options.relay = true;
+  const auto plan = make_plan(catalogs, topology, options);
+  CHECK(prove(plan, catalogs, topology).relayed_bytes > 0);
+  std::size_t switches = 0;
+  for (std::size_t i = 1; i < plan.steps.size(); ++i) {
+    switches += plan.steps[i].destinations.front().server != plan.steps[i - 1].destinations.front().server;
+  }
+  CHECK(switches >= 4);  // one after the other: 1
+}
+
+TEST_CASE("a large tensor goes out in pieces, which are verified and passed on one by one") {
+  const std::vector<std::int64_t> shape{3 << 14, 512};  // 48 MiB
+  const Box all{2, {0, 0}, {3 << 14, 512}};
+  const Catalogs catalogs{{trainer(0).holds("w", shape, all)}, {server(0).takes("w", shape, all)}};
+  const auto plan = make_plan(catalogs, {});
+  CHECK(plan.steps.size() == 2);
+  CHECK_NOTHROW(static_cast<void>(prove(plan, catalogs)));
+}
+
 TEST_CASE("with relay a node receives a tensor once, spread over its NICs, and passes it on") {
   const Box all{2, {0, 0}, {64, 8}};
   Catalogs catalogs{{trainer(0).holds("w", {64, 8}, all)}, {}};
