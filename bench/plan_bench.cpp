@@ -151,11 +151,12 @@ struct Rounds {
 void plan_on_two_cores(const Cluster& cluster, const PlanOptions& options) {
   const auto& [catalogs, topology] = cluster;
   const std::shared_future prover = std::async(std::launch::async, [&cluster] { return Prover(cluster.catalogs); });
+  const auto matches = match(catalogs);
   auto bounding = std::async(std::launch::async, [&] {
     prover.wait();
-    return lower_bound(cluster.catalogs, cluster.topology, options.relay);
+    return lower_bound(matches, cluster.topology, options.relay);
   });
-  const auto plan = make_plan(catalogs, topology, options);
+  const auto plan = make_plan(matches, topology, options);
   static_cast<void>(prover.get().prove(plan, topology));
   bounding.get();
 }
@@ -194,11 +195,11 @@ Json measure(const Json& scene, const std::string& name, const Rounds& rounds) {
   const auto& [catalogs, topology] = cluster;
   const PlanOptions options{.relay = true};
   const auto plan = make_plan(catalogs, topology, options);
-  const auto bound = lower_bound(catalogs, topology, options.relay);
+  const auto bound = lower_bound(match(catalogs), topology, options.relay);
   const auto plan_s = rounds.core_s([&] { static_cast<void>(make_plan(cluster.catalogs, cluster.topology, options)); });
   const auto prove_s = rounds.core_s([&] { static_cast<void>(prove(plan, cluster.catalogs, cluster.topology)); });
   const auto bound_s =
-      rounds.core_s([&] { static_cast<void>(lower_bound(cluster.catalogs, cluster.topology, options.relay)); });
+      rounds.core_s([&] { static_cast<void>(lower_bound(match(cluster.catalogs), cluster.topology, options.relay)); });
   const auto on_two_cores = [&] { plan_on_two_cores(cluster, options); };
   const auto all_s = rounds.least(seconds_of<decltype(on_two_cores)>, on_two_cores);
   Json found = {{"scenario", name},

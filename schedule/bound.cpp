@@ -12,7 +12,6 @@
 #include <vector>
 
 #include "schedule/blocks.h"
-#include "schedule/match.h"
 #include "schedule/share.h"
 #include "schedule/units_text.h"
 
@@ -136,12 +135,8 @@ std::optional<Box> blocks_within(const Box& box, const std::vector<std::int64_t>
 
 class Bounding {
  public:
-  Bounding(const Catalogs& catalogs, const Topology& topology, bool relay, const std::vector<std::string>& unused)
-      : topology_(topology),
-        relay_(relay),
-        matches_(match(catalogs, unused)),
-        trainers_(catalogs.trainers.size()),
-        into_(catalogs.servers.size()) {}
+  Bounding(const Matches& matches, const Topology& topology, bool relay)
+      : topology_(topology), relay_(relay), matches_(matches), into_(matches.servers) {}
 
   Bound run() {
     count_servers();
@@ -237,7 +232,7 @@ class Bounding {
 
   // Scales of straddling blocks are left out: which of their holders sends them is the planner's choice.
   void consider_trainers() {
-    if (topology_.trainers.size() != trainers_) return;
+    if (topology_.trainers.size() != matches_.trainers) return;
     std::vector<double> rates;
     for (const auto& links : topology_.trainers) {
       if (links.nic_gbs <= 0) return;
@@ -321,17 +316,15 @@ class Bounding {
 
   const Topology& topology_;
   bool relay_;
-  Matches matches_;
-  std::size_t trainers_;
+  const Matches& matches_;
   std::vector<std::uint64_t> into_;  // by server
   Bound bound_;
 };
 
 }  // namespace
 
-Bound lower_bound(const Catalogs& catalogs, const Topology& topology, bool relay,
-                  const std::vector<std::string>& unused_tensors) {
-  return Bounding(catalogs, topology, relay, unused_tensors).run();
+Bound lower_bound(const Matches& matches, const Topology& topology, bool relay) {
+  return Bounding(matches, topology, relay).run();
 }
 
 double makespan_s(const Plan& plan, const Topology& topology) {

@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "schedule/match.h"
 #include "schedule/plan.h"
 #include "schedule/topology.h"
 
@@ -18,10 +19,8 @@ struct Bound {
 // the bound is that of cuts: distinct bytes into each node over the NICs of those of its servers that take them (a flow
 // again), into each server over its NICs and NVLink, and out of each group of owners. It lets servers pass on whatever
 // they have; a plan passes on between servers that take the same box alone, so between pools that cut tensors
-// differently it may need up to as many times the trainers' time as there are such pools. Knows nothing of plans;
-// throws what make_plan() does.
-[[nodiscard]] Bound lower_bound(const Catalogs& catalogs, const Topology& topology, bool relay,
-                                const std::vector<std::string>& unused_tensors = {});
+// differently it may need up to as many times the trainers' time as there are such pools. Knows nothing of plans.
+[[nodiscard]] Bound lower_bound(const Matches& matches, const Topology& topology, bool relay);
 
 // The time of the plan on ideal links: that of the busiest one. 0: no rate is known.
 [[nodiscard]] double makespan_s(const Plan& plan, const Topology& topology);

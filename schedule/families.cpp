@@ -116,6 +116,7 @@ struct Use {
 struct Known {
   const Catalog* owner = nullptr;  // of the first entry
   const Entry* entry = nullptr;
+  const void* shape = nullptr;  // its identity, so that copies of it are known without reading the entry
   std::uint32_t uses = 0;
   const Catalog* holder = nullptr;  // the first trainer
   const Catalog* taker = nullptr;
@@ -170,12 +171,12 @@ class Grouping {
   }
 
   void note(std::uint32_t number, const Catalog& catalog, const Entry& entry) {
-    if (number == known_.size()) known_.push_back({&catalog, &entry});
+    if (number == known_.size()) known_.push_back({&catalog, &entry, entry.shape.identity()});
     auto& known = known_[number];
     ++known.uses;
     auto& first = catalog.role == Role::trainer ? known.holder : known.taker;
     if (first == nullptr) first = &catalog;
-    if (entry.shape == known.entry->shape || !shapes_differ_.empty()) return;
+    if (entry.shape.identity() == known.shape || !shapes_differ_.empty() || entry.shape == known.entry->shape) return;
     shapes_differ_ = fmt::format("tensor {}: {} has the shape {}, {} has {}; all must be of one checkpoint",
                                  entry.tensor, name_of(*known.owner), to_string(whole(known.entry->shape.get())),
                                  name_of(catalog), to_string(whole(entry.shape.get())));

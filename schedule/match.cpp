@@ -175,6 +175,9 @@ Matches match(const Catalogs& catalogs, const std::vector<std::string>& unused_t
   matches.families.reserve(found.families.size());
   for (const auto& family : found.families) matches.families.push_back(Matcher(family, found.columns).match());
   matches.columns = std::move(found.columns);
+  matches.trainers = catalogs.trainers.size();
+  matches.servers = catalogs.servers.size();
+  matches.catalogs_digest = digest_of(catalogs);
   return matches;
 }
 

@@ -1,4 +1,5 @@
-// Who holds and who takes what, family by family: the planner's first half. For the .cpp files of this folder.
+// Who holds and who takes what, family by family: what planner and bound have in common. It reads every entry, which is
+// most of the work of either; whoever wants several plans, or a plan and its bound, does it once.
 #pragma once
 
 #include <cstdint>
@@ -59,9 +60,15 @@ struct Family {
 struct Matches {
   std::vector<Column> columns;
   std::vector<Family> families;  // in the order in which trainers list them
+  std::size_t trainers = 0;
+  std::size_t servers = 0;
+  std::uint64_t catalogs_digest = 0;
 };
 
-// Borrows from `catalogs`. Throws what make_plan() promises.
-[[nodiscard]] Matches match(const Catalogs& catalogs, const std::vector<std::string>& unused_tensors);
+// Borrows from `catalogs`. Trainer tensors that no server takes are an error unless a pattern of `unused_tensors`
+// matches; '*' stands for any run of characters. (Typical: "*.rotary_emb.inv_freq".) Throws Error{invalid_argument}
+// naming tensor, ranks and boxes when a server's box is not covered exactly, shards overlap without being replicas,
+// shapes differ, or a tensor has no taker.
+[[nodiscard]] Matches match(const Catalogs& catalogs, const std::vector<std::string>& unused_tensors = {});
 
 }  // namespace weightcast

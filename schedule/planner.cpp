@@ -12,7 +12,6 @@
 #include "schedule/allot.h"
 #include "schedule/blocks.h"
 #include "schedule/box_index.h"
-#include "schedule/match.h"
 #include "transport/base/status.h"
 
 namespace weightcast {
@@ -76,32 +75,28 @@ constexpr std::uint32_t kTurns = 8;
 
 class Planner {
  public:
-  Planner(const Catalogs& catalogs, const Topology& topology, const PlanOptions& options)
-      : topology_(topology), options_(options) {
+  Planner(const Matches& matches, const Topology& topology, const PlanOptions& options)
+      : matches_(matches), topology_(topology), options_(options) {
     if (options.chunk_bytes == 0) throw Error(Code::invalid_argument, "chunk_bytes is 0");
     plan_.chunk_bytes = options.chunk_bytes;
     plan_.receiver_credits = options.receiver_credits;
-    plan_.catalogs_digest = digest_of(catalogs);
-    matches_ = match(catalogs, options.unused_tensors);
-    const auto is_of = [](const auto& links, const auto& ranks) {
-      return links.empty() || links.size() == ranks.size();
-    };
-    if (!is_of(topology.trainers, catalogs.trainers) || !is_of(topology.servers, catalogs.servers)) {
+    plan_.catalogs_digest = matches.catalogs_digest;
+    const auto is_of = [](const auto& links, std::size_t ranks) { return links.empty() || links.size() == ranks; };
+    if (!is_of(topology.trainers, matches.trainers) || !is_of(topology.servers, matches.servers)) {
       throw Error(Code::invalid_argument,
                   fmt::format("the topology has the links of {} trainers and {} servers, the catalogs are of {} and {}",
-                              topology.trainers.size(), topology.servers.size(), catalogs.trainers.size(),
-                              catalogs.servers.size()));
+                              topology.trainers.size(), topology.servers.size(), matches.trainers, matches.servers));
     }
     allotment_.emplace(matches_, topology, options.relay && !topology.servers.empty());
-    plan_.trainer_bytes.resize(catalogs.trainers.size());
-    plan_.server_bytes.resize(catalogs.servers.size());
-    plan_.server_loads.resize(catalogs.servers.size());
+    plan_.trainer_bytes.resize(matches.trainers);
+    plan_.server_bytes.resize(matches.servers);
+    plan_.server_loads.resize(matches.servers);
   }
 
   Plan make() {
     find_rows();
     for (std::size_t family = 0; family < matches_.families.size(); ++family) add_family(family);
-    plan_.columns = std::move(matches_.columns);
+    plan_.columns = matches_.columns;
     put_in_order();
     return std::move(plan_);
   }
@@ -436,9 +431,9 @@ class Planner {
     }
   }
 
+  const Matches& matches_;
   const Topology& topology_;
   const PlanOptions& options_;
-  Matches matches_;
   std::optional<Allotment> allotment_;
   Plan plan_;
   std::map<std::pair<std::uint32_t, std::uint32_t>, std::vector<AmaxRun>> exchanges_;  // from, to
@@ -451,8 +446,12 @@ class Planner {
 
 }  // namespace
 
+Plan make_plan(const Matches& matches, const Topology& topology, const PlanOptions& options) {
+  return Planner(matches, topology, options).make();
+}
+
 Plan make_plan(const Catalogs& catalogs, const Topology& topology, const PlanOptions& options) {
-  return Planner(catalogs, topology, options).make();
+  return make_plan(match(catalogs, options.unused_tensors), topology, options);
 }
 
 Plan make_plan(const Catalogs& catalogs, const PlanOptions& options) { return make_plan(catalogs, {}, options); }

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "schedule/match.h"
 #include "schedule/plan.h"
 #include "schedule/topology.h"
 
@@ -11,9 +12,7 @@ namespace weightcast {
 
 struct PlanOptions {
   std::uint64_t chunk_bytes = 4ULL << 20;
-  // Trainer tensors that no server takes are an error unless a pattern here matches; '*' stands for any run of
-  // characters. (Typical: "*.rotary_emb.inv_freq".)
-  std::vector<std::string> unused_tensors = {};
+  std::vector<std::string> unused_tensors = {};  // as match() takes them
   // A tensor that several servers of a node need is received once by the node, spread over its NICs, and passed on over
   // NVLink; servers pass on to other nodes where that lowers the bound.
   bool relay = false;
@@ -21,8 +20,9 @@ struct PlanOptions {
   std::uint32_t receiver_credits = 4;  // recorded in the plan
 };
 
-// Same input, same plan. Throws Error{invalid_argument} naming tensor, ranks and boxes when a server's box is not
-// covered exactly, shards overlap without being replicas, shapes differ, or a tensor has no taker.
+// Same input, same plan. Throws Error{invalid_argument} where a piece does not fit into scratch memory or the topology
+// is of other ranks, and what match() throws.
+[[nodiscard]] Plan make_plan(const Matches& matches, const Topology& topology, const PlanOptions& options);
 [[nodiscard]] Plan make_plan(const Catalogs& catalogs, const Topology& topology, const PlanOptions& options);
 // Where nothing is known of the links.
 [[nodiscard]] Plan make_plan(const Catalogs& catalogs, const PlanOptions& options);

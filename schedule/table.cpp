@@ -168,11 +168,21 @@ CborJson json_of(const std::vector<ForwardedPiece>& pieces, const ExpectedSender
   return json;
 }
 
+// The servers of a node mostly keep the same pieces at the same places.
 CborJson json_of(const std::vector<Forward>& forwards, const ExpectedSender& sender) {
+  const auto is_same_place = [](const ForwardedPiece& a, const ForwardedPiece& b) {
+    return a.piece == b.piece && a.to.region == b.to.region && a.to.byte_offset == b.to.byte_offset &&
+           a.to.strides_bytes == b.to.strides_bytes;
+  };
+  const auto are_alike_but_for_server = [&](const Forward& a, const Forward& b) {
+    return a.signal == b.signal &&
+           std::equal(a.pieces.begin(), a.pieces.end(), b.pieces.begin(), b.pieces.end(), is_same_place);
+  };
   CborJson json = CborJson::array();
-  for (const auto& forward : forwards) {
-    json.push_back({forward.signal, forward.server, forward.ordinal, json_of(forward.pieces, sender)});
-  }
+  for_each_run(forwards, are_alike_but_for_server, [&](std::span<const Forward> run) {
+    json.push_back({run.front().signal, members_of(run, &Forward::server), members_of(run, &Forward::ordinal),
+                    json_of(run.front().pieces, sender)});
+  });
   return json;
 }
 

@@ -6,6 +6,6 @@
 namespace weightcast {
 
 inline constexpr std::string_view kTrainerTableFormat = "weightcast.trainer_table/3";
-inline constexpr std::string_view kServerTableFormat = "weightcast.server_table/3";
+inline constexpr std::string_view kServerTableFormat = "weightcast.server_table/4";
 
 }  // namespace weightcast

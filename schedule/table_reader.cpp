@@ -299,14 +299,14 @@ void read_signals(TableReader& reader, const CborJson& json, ExpectedSender& sen
   if (next != sender.pieces.size()) reader.fail("a piece is covered by no signal");
 }
 
-// `first` and `end` are the pieces that the signal covers.
-void read_forwarded(TableReader& reader, const CborJson& json, const ExpectedSender& sender, std::size_t first,
-                    std::size_t end, Forward& forward) {
+// To servers that are not set yet. `first` and `end` are the pieces that the signal covers.
+std::vector<ForwardedPiece> forwarded_pieces(TableReader& reader, const CborJson& json, const ExpectedSender& sender,
+                                             std::size_t first, std::size_t end) {
+  std::vector<ForwardedPiece> forwarded;
   reader.each(json, [&](const CborJson& run) {
     reader.tuple(run, 4);
     const auto pieces = reader.numbers(run[0], kMaxEntries);
     ForwardedPiece piece;
-    piece.to.server = forward.server;
     piece.to.region = static_cast<std::uint32_t>(reader.integer(run[1], kMaxRegions));
     const auto byte_offsets = reader.numbers(run[3], INT64_MAX, pieces.size());
     reader.count(pieces.size(), 1);
@@ -321,10 +321,11 @@ void read_forwarded(TableReader& reader, const CborJson& json, const ExpectedSen
       if (!bounding_range(extent, stored_bytes(entry), INT64_MAX)) {
         reader.fail("a target reaches beyond 2^63 bytes");
       }
-      forward.pieces.push_back(piece);
+      forwarded.push_back(piece);
     }
   });
-  if (forward.pieces.empty()) reader.fail("nothing is passed on to a server that is named");
+  if (forwarded.empty()) reader.fail("nothing is passed on to a server that is named");
+  return forwarded;
 }
 
 void read_forwards(TableReader& reader, const CborJson& json, ExpectedSender& sender) {
@@ -334,13 +335,19 @@ void read_forwards(TableReader& reader, const CborJson& json, ExpectedSender& se
     reader.tuple(item, 4);
     Forward forward;
     forward.signal = static_cast<std::uint32_t>(reader.integer(item[0], sender.signals.size() - 1));
-    forward.server = reader.rank(item[1]);
-    forward.ordinal = static_cast<std::uint32_t>(reader.integer(item[2], UINT32_MAX));
     if (forward.signal < signal) reader.fail("what is passed on is not in the order of the signals");
     for (; signal < forward.signal; ++signal) first += sender.signals[signal].pieces;
-    if (forward.server == reader.own().rank) reader.fail("it passes on to itself");
-    read_forwarded(reader, item[3], sender, first, first + sender.signals[signal].pieces, forward);
-    sender.forwards.push_back(std::move(forward));
+    const auto servers = reader.numbers(item[1], kMaxRank);
+    const auto ordinals = reader.numbers(item[2], UINT32_MAX, servers.size());
+    forward.pieces = forwarded_pieces(reader, item[3], sender, first, first + sender.signals[signal].pieces);
+    reader.count(servers.size(), forward.pieces.size());
+    for (std::size_t i = 0; i < servers.size(); ++i) {
+      forward.server = static_cast<std::uint32_t>(servers[i]);
+      forward.ordinal = static_cast<std::uint32_t>(ordinals[i]);
+      if (forward.server == reader.own().rank) reader.fail("it passes on to itself");
+      for (auto& piece : forward.pieces) piece.to.server = forward.server;
+      sender.forwards.push_back(forward);
+    }
   });
 }
 

@@ -24,7 +24,10 @@ Topology links(const std::vector<double>& trainer_gbs, const std::vector<double>
   return topology;
 }
 
-Bound bound_of(const Topology& topology, bool relay = false) { return lower_bound(two_to_two(), topology, relay); }
+Bound bound_of(const Topology& topology, bool relay = false) {
+  const auto catalogs = two_to_two();
+  return lower_bound(match(catalogs), topology, relay);
+}
 
 std::string explained(const World& w, const Topology& topology) {
   return explain(w.plan, {w.catalogs, topology, bound_of(topology), w.plan.trainer_bytes, w.plan.server_bytes});

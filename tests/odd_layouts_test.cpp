@@ -144,7 +144,7 @@ TEST_CASE("a cluster of any layout is planned with relay and without, proved, an
       const auto proof = prove(plan, catalogs, topology);
       const auto taken = std::accumulate(plan.server_bytes.begin(), plan.server_bytes.end(), std::uint64_t{0});
       CHECK(proof.destination_bytes == taken);
-      const auto bound = lower_bound(catalogs, topology, relay);
+      const auto bound = lower_bound(match(catalogs), topology, relay);
       REQUIRE(bound.seconds > 0);
       const auto gap = makespan_s(plan, topology) / bound.seconds - 1;
       CHECK(gap >= -1e-9);
@@ -187,7 +187,7 @@ void check_gaps(const Json& scene, double with_relay, double without) {
     CAPTURE(relay);
     const auto plan = make_plan(catalogs, topology, PlanOptions{.relay = relay});
     CHECK_NOTHROW(static_cast<void>(prove(plan, catalogs, topology)));
-    const auto gap = makespan_s(plan, topology) / lower_bound(catalogs, topology, relay).seconds - 1;
+    const auto gap = makespan_s(plan, topology) / lower_bound(match(catalogs), topology, relay).seconds - 1;
     CHECK(gap >= -1e-9);
     CHECK(gap <= (relay ? with_relay : without));
   }

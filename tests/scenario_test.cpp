@@ -110,7 +110,7 @@ TEST_CASE("a shipped scenario is planned with relay and without, proved, and wit
       const auto proof = prove(plan, catalogs, topology);
       CHECK(proof.destination_bytes == sum(plan.server_bytes));
       CHECK((proof.relayed_bytes > 0) == relay);
-      const auto bound = lower_bound(catalogs, topology, relay);
+      const auto bound = lower_bound(match(catalogs), topology, relay);
       CHECK(bound.seconds > 0);
       CHECK(makespan_s(plan, topology) <= bound.seconds * 1.02);
       CHECK(makespan_s(plan, topology) >= bound.seconds * (1 - 1e-9));
@@ -193,7 +193,7 @@ TEST_CASE("pools of servers may differ in layout and links; the bound names the 
   CHECK(catalogs.servers[5].replica == 1);
   CHECK(catalogs.servers[6].replica == 2);
   const auto plan = proved_plan(catalogs);
-  const auto bound = lower_bound(catalogs, topology_of(scenario), false);
+  const auto bound = lower_bound(match(catalogs), topology_of(scenario), false);
   CHECK(bound.binding.find("server 4 in") == 0);
   CHECK(bound.seconds == doctest::Approx(static_cast<double>(plan.server_bytes[4]) / 25e9));
 }

@@ -33,9 +33,9 @@ std::string line_of_bound(const char* kind, const Bound& bound) {
 int run_bound(const Cluster& cluster, const BoundOptions& options) {
   const auto& catalogs = cluster.catalogs;
   const auto topology = overridden(cluster.topology, catalogs, options.rates);
-  const auto unused = options_of(options.input).unused_tensors;
-  const auto relayed = lower_bound(catalogs, topology, true, unused);
-  const auto direct = lower_bound(catalogs, topology, false, unused);
+  const auto matches = match(catalogs, options_of(options.input).unused_tensors);
+  const auto relayed = lower_bound(matches, topology, true);
+  const auto direct = lower_bound(matches, topology, false);
   if (!options.json) {
     print(line_of_bound("with relay", relayed) + line_of_bound("without relay", direct));
     return kDone;

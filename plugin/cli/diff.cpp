@@ -38,7 +38,7 @@ Planned cluster_of(const std::string& text, const std::string& file, const WhatI
   const auto scenario = parse_scenario(text, file, changes);
   Planned cluster{catalogs_of(scenario), topology_of(scenario), {}, {}};
   drop_ranks(changes, cluster.catalogs);
-  cluster.bound = lower_bound(cluster.catalogs, cluster.topology, relay);
+  cluster.bound = lower_bound(match(cluster.catalogs), cluster.topology, relay);
   return cluster;
 }
 
@@ -76,7 +76,7 @@ int run_incremental(const DiffOptions& options, const std::string& text) {
   const auto start = Clock::now();
   after.plan = replan(before.plan, before.catalogs, after.catalogs, after.topology);
   const double replan_s = seconds_since(start);
-  if (options.changes.added_replicas == 0) after.bound = lower_bound(after.catalogs, after.topology, relay);
+  if (options.changes.added_replicas == 0) after.bound = lower_bound(match(after.catalogs), after.topology, relay);
   static_cast<void>(prove(after.plan, after.catalogs, after.topology));
   const auto was = outline_of(before);
   const auto is = outline_of(after);

@@ -58,14 +58,15 @@ int run_explain(const Cluster& cluster, const ExplainOptions& options) {
   const auto& catalogs = cluster.catalogs;
   const auto topology = overridden(cluster.topology, catalogs, options.rates);
   auto planning = options_of(options.input);
-  const auto plan = make_plan(catalogs, topology, planning);
+  const auto matches = match(catalogs, planning.unused_tensors);
+  const auto plan = make_plan(matches, topology, planning);
   if (!options.tensor.empty()) {
     print(steps_of(plan, catalogs, options.tensor));
     return kDone;
   }
-  const auto bound = lower_bound(catalogs, topology, planning.relay, planning.unused_tensors);
+  const auto bound = lower_bound(matches, topology, planning.relay);
   planning.relay = false;
-  const auto direct = make_plan(catalogs, topology, planning);
+  const auto direct = make_plan(matches, topology, planning);
   const Context context{catalogs, topology, bound, direct.trainer_bytes, direct.server_bytes};
   print(options.json ? explain_json(plan, context) + "\n" : explain(plan, context));
   return kDone;

@@ -33,9 +33,10 @@ Simulated simulated(const SimulateOptions& options, const std::string& text, con
   found.trainers = catalogs.trainers.size();
   found.servers = catalogs.servers.size();
   try {
-    const auto plan = make_plan(catalogs, topology, planning);
+    const auto matches = match(catalogs, planning.unused_tensors);
+    const auto plan = make_plan(matches, topology, planning);
     for (const auto bytes : plan.server_bytes) found.bytes += bytes;
-    found.bound = lower_bound(catalogs, topology, planning.relay, planning.unused_tensors);
+    found.bound = lower_bound(matches, topology, planning.relay);
     found.result = simulate(plan, catalogs, topology, scenario.simulation);
   } catch (const Error& error) {
     throw in_file(error, scenario.origin);
