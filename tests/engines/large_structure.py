@@ -1,4 +1,5 @@
-"""large_structure.py STORE FOLDER: vLLM's model of Qwen3-235B-A22B's structure on the meta device, traced. Prints one JSON object.
+"""large_structure.py STORE FOLDER [all]: vLLM's model of Qwen3-235B-A22B's structure on the meta device, traced; with `all`,
+every layer by itself too. Prints one JSON object.
 
 FOLDER gets config.json and manifest.json (names, shapes and types of the checkpoint).
 """
@@ -18,7 +19,10 @@ from vllm.distributed import init_distributed_environment, initialize_model_para
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.model_executor.models import registry
-from weightcast.vllm import engine, register
+from weightcast.engines import layers
+from weightcast.engines.manifest import manifest_of
+from weightcast.engines.trace import trace
+from weightcast.vllm import engine, register, reload
 
 HIDDEN, EXPERT, LAYERS, EXPERTS, HEADS, KV_HEADS, HEAD, VOCABULARY = 4096, 1536, 94, 128, 64, 4, 128, 151936
 CONFIG = {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": HIDDEN, "moe_intermediate_size": EXPERT,
@@ -59,8 +63,14 @@ def main() -> None:
             model = initialize_model(vllm_config=config)
     used = time.process_time()
     layout, seconds = engine.trace_model(model, str(folder / "manifest.json"))
+    used = time.process_time() - used
+    same = None
+    if "all" in sys.argv:
+        manifest = manifest_of(folder / "manifest.json")
+        with reload.as_loaded(model) as loaded:
+            same = trace(model.load_weights, manifest, loaded) == layers.trace_model(model, manifest, loaded)
     print(json.dumps({"tensors": len(shapes), "slices": len(layout.entries), "parameters": len(layout.landings), "unused": layout.unused,
-                      "seconds": seconds, "cpu_seconds": time.process_time() - used}))  # fmt: skip
+                      "seconds": seconds, "cpu_seconds": used, "same": same}))  # fmt: skip
 
 
 main()

@@ -96,7 +96,9 @@ def main() -> None:
     arrays = megatron_arrays(whole, rank)
     fused = shards_of(parameters_of(megatron_shapes(), MEGATRON, rank % TENSOR_PARALLEL, TENSOR_PARALLEL), arrays)
     if rank == 0:
-        Path(folder, "shapes.json").write_text(json.dumps({name: tensor.shape for name, tensor in whole.items()}))
+        said = Path(folder, "shapes.json.part")
+        said.write_text(json.dumps({name: tensor.shape for name, tensor in whole.items()}))
+        said.rename(Path(folder, "shapes.json"))
     with weightcast.Trainer(config, rank, held | fused) as trainer:
         trainer.wait_connected(120)
         for version in (1, 2):

@@ -67,8 +67,13 @@ def test_two_tensor_parallel_ranks_get_their_own_slices(checkpoints: Path, tmp_p
         assert first["changed"] and first["fingerprint"] != second["fingerprint"]
 
 
-@pytest.mark.long
 def test_the_structure_of_qwen3_235b_is_mapped_whole_on_the_meta_device(tmp_path: Path) -> None:
     said = run([engine_python(), HERE / "large_structure.py", tmp_path / "store", tmp_path], tmp_path)[-1]
     print(f"{said['tensors']} tensors into {said['parameters']} parameters, {said['seconds']:.1f} s, {said['cpu_seconds']:.1f} s of CPU")
     assert said["slices"] == said["tensors"] == 36945 and said["unused"] == []
+
+
+@pytest.mark.long
+def test_the_map_of_qwen3_235b_by_some_layers_is_that_of_all(tmp_path: Path) -> None:
+    said = run([engine_python(), HERE / "large_structure.py", tmp_path / "store", tmp_path, "all"], tmp_path)[-1]
+    assert said["same"]

@@ -144,19 +144,15 @@ def layout_of(trace: Trace, manifest: Manifest, targets: Mapping[str, Target]) -
     scales = {copy.tensor: copy for copy in trace.copies if copy.tensor.endswith(_SCALES)}
     places, landings, entries = {}, {}, []
     for name in copies:
-        place = _place_of(name, targets[name], copies[name])
+        place = _place_of(name, targets[name], copies[name], regions)
         places[name], landings[name] = place, place.landing
         kept.append(place.flat)
     for name, found in copies.items():
         for copy in found:
             if not _is_scales_of(copy, manifest):
-                entries.append(_entry(copy, name, places, manifest, regions, scales, targets))
-    staged = {}
-    for name, place in places.items():
-        if place.landing == STAGED:
-            extent = regions.extent_of(memory.view_of(place.flat))
-            shape = tuple(targets[name].loaded.shape)
-            staged[name] = Staged(extent["region"], extent["byte_offset"], shape, place.flat.dtype)
+                entries.append(_entry(copy, name, places, manifest, scales, targets))
+    staged = {name: Staged(place.region, place.byte_offset, tuple(targets[name].loaded.shape), place.flat.dtype)
+              for name, place in places.items() if place.landing == STAGED}  # fmt: skip
     return Layout(entries, regions.listed(), kept, landings, staged, trace.unused)
 
 
@@ -174,8 +170,10 @@ def region_starts(landed: Sequence[Mapping[str, Any]], entries: Sequence[Mapping
 @dataclass(frozen=True)
 class _Place:
     flat: torch.Tensor  # where pieces are counted from
+    region: int
+    byte_offset: int
     landing: str
-    half: int = 0  # elements of half an expert's block, when halves are exchanged
+    half: int  # elements of half an expert's block, when halves are exchanged; else 0
 
 
 def _address(target: Target) -> int | None:
@@ -201,7 +199,16 @@ def _is_dropped_scalar(target: Target) -> bool:
     return target.live is None and target.loaded.numel() == 1
 
 
-def _place_of(name: str, target: Target, copies: list[Copy]) -> _Place:
+def _place_of(name: str, target: Target, copies: list[Copy], regions: memory.Regions) -> _Place:
+    flat, landing, half = _memory_of(target, copies)
+    if flat.dtype not in _RECIPES:
+        raise NotServable(f"parameter {name!r} is {flat.dtype}; weightcast has no recipe that makes it from BF16")
+    extent = regions.extent_of(memory.view_of(flat))
+    return _Place(flat, extent["region"], extent["byte_offset"], landing, half)
+
+
+def _memory_of(target: Target, copies: list[Copy]) -> tuple[torch.Tensor, str, int]:
+    """Where it lands, how, and the elements of the halves that are exchanged."""
     landing = target.landing
     live = flat_of(target.live) if target.live is not None else None
     half = 0
@@ -212,11 +219,11 @@ def _place_of(name: str, target: Target, copies: list[Copy]) -> _Place:
             landing = STAGED  # a piece over both halves has no one place
     if landing == STAGED or live is None or live.numel() != target.loaded.numel():
         if live is not None and (live.numel(), live.dtype) == (target.loaded.numel(), target.loaded.dtype):
-            return _Place(live, STAGED)  # no memory of its own: the engine post-processes it where it is
+            return live, STAGED, 0  # no memory of its own: the engine post-processes it where it is
         device = target.live.device if target.live is not None and not target.live.is_meta else torch.device("cpu")
         # Never touched when landing is staged: on a CPU an address range, no memory.
-        return _Place(torch.empty(target.loaded.numel(), dtype=target.loaded.dtype, device=device), STAGED)
-    return _Place(live, landing, half)
+        return torch.empty(target.loaded.numel(), dtype=target.loaded.dtype, device=device), STAGED, 0
+    return live, landing, half
 
 
 def _reach(piece: Piece) -> int:
@@ -227,31 +234,26 @@ def _is_scales_of(copy: Copy, manifest: Manifest) -> bool:
     return copy.tensor.endswith(_SCALES) and copy.tensor.removesuffix(_SCALES) in manifest
 
 
-def _entry(copy: Copy, name: str, places: Mapping[str, _Place], manifest: Manifest, regions: memory.Regions,
-           scales: Mapping[str, Copy], targets: Mapping[str, Target]) -> dict[str, Any]:  # fmt: skip
+def _entry(copy: Copy, name: str, places: Mapping[str, _Place], manifest: Manifest, scales: Mapping[str, Copy],
+           targets: Mapping[str, Target]) -> dict[str, Any]:  # fmt: skip
     place = places[name]
-    if place.flat.dtype not in _RECIPES:
-        raise NotServable(f"parameter {name!r} is {place.flat.dtype}; weightcast has no recipe that makes it from BF16")
     recipe = _RECIPES[place.flat.dtype]
     entry = {"tensor": copy.tensor, "shape": list(manifest[copy.tensor].shape) or [1], "offset": list(copy.piece.offset),
              "extent": list(copy.piece.extent), "recipe": recipe, "landing": place.landing, "parameter": name}  # fmt: skip
-    entry |= _extent(copy.piece, place, regions)
+    entry |= _extent(copy.piece, place)
     if recipe == FP8_BLOCK:
-        entry["scales"] = _scales(copy, name, places, regions, scales, targets)
+        entry["scales"] = _scales(copy, name, places, scales, targets)
     return entry
 
 
-def _extent(piece: Piece, place: _Place, regions: memory.Regions) -> dict[str, Any]:
+def _extent(piece: Piece, place: _Place) -> dict[str, Any]:
     at = piece.at if not place.half else piece.at + (place.half if piece.at // place.half % 2 == 0 else -place.half)
     size = place.flat.element_size()
-    view = memory.view_of(place.flat)
-    extent = regions.extent_of(view)
-    return {"region": extent["region"], "byte_offset": extent["byte_offset"] + at * size,
+    return {"region": place.region, "byte_offset": place.byte_offset + at * size,
             "strides_bytes": [stride * size for stride in piece.strides]}  # fmt: skip
 
 
-def _scales(copy: Copy, name: str, places: Mapping[str, _Place], regions: memory.Regions, scales: Mapping[str, Copy],
-            targets: Mapping[str, Target]) -> dict[str, Any]:  # fmt: skip
+def _scales(copy: Copy, name: str, places: Mapping[str, _Place], scales: Mapping[str, Copy], targets: Mapping[str, Target]) -> dict[str, Any]:
     found = scales.get(copy.tensor + _SCALES)
     if found is None:
         raise NotServable(f"parameter {name!r} is FP8, but the checkpoint has no {copy.tensor + _SCALES!r}; {_ONE_KIND}")
@@ -261,4 +263,4 @@ def _scales(copy: Copy, name: str, places: Mapping[str, _Place], regions: memory
                           f"are not those of the weights at {list(copy.piece.offset)}; {_ONE_KIND}")  # fmt: skip
     if targets[found.target].loaded.dtype != torch.float32:
         raise NotServable(f"parameter {found.target!r}: scales are {targets[found.target].loaded.dtype}; {_ONE_KIND}")
-    return _extent(found.piece, replace(places[found.target], landing=DIRECT), regions)
+    return _extent(found.piece, replace(places[found.target], landing=DIRECT))

@@ -44,11 +44,16 @@ class Copy:
 
 @dataclass
 class Trace:
-    """`faults` names each target that the loader fills in a way that is no copy of boxes, with the reason."""
+    """`faults` names each target that the loader fills in a way that is no copy of boxes, with the reason. Copies are in the
+    order of the manifest, whatever the loader's."""
 
     copies: list[Copy] = field(default_factory=list)
     faults: dict[str, str] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)  # checkpoint tensors that go nowhere on this rank
+
+    def sort(self, manifest: Manifest) -> None:
+        places = {name: place for place, name in enumerate(manifest)}
+        self.copies.sort(key=lambda copy: places[copy.tensor])
 
     def copies_of(self) -> dict[str, list[Copy]]:
         """By target."""
@@ -108,6 +113,7 @@ class _Recorder(TorchDispatchMode):
     def result(self) -> Trace:
         self._trace.unused = [name for name in self._manifest if name not in self._used]
         self._trace.copies = [copy for copy in self._trace.copies if copy.target not in self._trace.faults]
+        self._trace.sort(self._manifest)
         return self._trace
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
+from ..engines import layers
 from ..engines.layout import STAGED, Layout, NotServable, Print, Target, class_of, layout_of, print_of
-from ..engines.trace import TensorMeta, Trace, trace
+from ..engines.trace import TensorMeta, Trace
 from ..server import Server
 
 logger = logging.getLogger("weightcast.sglang")
@@ -44,7 +45,7 @@ def around_load(original: Any, model: torch.nn.Module, weights: Iterable[tuple[s
     DefaultModelLoader.load_weights_only(model, _noting(weights, manifest), target_device)
     tensors = tensors_of(model)
     try:
-        found = trace(model.load_weights, manifest, tensors)
+        found = layers.trace_model(model, manifest, tensors)
     except Exception as error:  # not every model that SGLang serves is to be updated
         logger.warning("weightcast: %s cannot be traced: %s", type(model).__name__, error)
     else:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import gc
 import json
 import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,9 @@ from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTr
 from vllm.logger import init_logger
 
 from ..abi import Phase, WeightcastError
+from ..engines import layers
 from ..engines.layout import DIRECT, STAGED, SWAPPED_HALVES, Layout, NotServable, layout_of, region_starts
 from ..engines.manifest import manifest_of
-from ..engines.trace import trace
 from ..server import Server
 from . import reload
 
@@ -211,12 +213,25 @@ class WeightcastEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
 def trace_model(model: torch.nn.Module, checkpoint: str) -> tuple[Layout, float]:
     """The layout of a loaded model, and how long tracing took."""
     began = time.monotonic()
-    manifest = manifest_of(checkpoint)
-    live = reload.tensors_of(model)
-    with reload.as_loaded(model) as loaded:
-        targets = reload.targets_of(model, loaded, live)
-        found = trace(model.load_weights, manifest, loaded)
-    return layout_of(found, manifest, targets), time.monotonic() - began
+    with _without_collecting():
+        manifest = manifest_of(checkpoint)
+        live = reload.tensors_of(model)
+        with reload.as_loaded(model) as loaded:
+            targets = reload.targets_of(model, loaded, live)
+            found = layers.trace_model(model, manifest, loaded)
+        return layout_of(found, manifest, targets), time.monotonic() - began
+
+
+@contextlib.contextmanager
+def _without_collecting() -> Iterator[None]:
+    """A map is made of many objects, and the collector would walk through all of the engine's for them, again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def refuse_what_moves_weights(vllm_config: Any) -> None:
