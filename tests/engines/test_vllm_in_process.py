@@ -27,6 +27,7 @@ def in_place(folder: Path, ranks: int) -> Path:
     return config
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "ranks"), [("LLM", 1), ("AsyncLLM", 2)])
 def test_engines_without_a_server_are_updated_in_place(kind: str, ranks: int, checkpoints: Path, tmp_path: Path) -> None:
     command_line = [engine_python(), HERE / "in_process.py", kind, in_place(tmp_path, ranks), checkpoints / "qwen3"]
