@@ -190,7 +190,7 @@ std::vector<Key> performance_keys() {
           Within{8 * KiB, 64 * GiB}, "A sender's memory for cast chunks."),
       key(
           "performance", "window", [](Config & c) -> auto& { return c.performance.window; }, Within{1, 1024},
-          "Puts in flight to each peer."),
+          "Puts in flight to each peer, at most: fewer while a link takes more than 25 ms over one."),
       key(
           "performance", "threads", [](Config & c) -> auto& { return c.performance.threads; }, Within{0, 1024},
           "Threads that cast in a trainer and verify in a server; 0: a quarter of the cores, at most 4."),

@@ -39,7 +39,7 @@ struct FabricOptions {
   bool allow_emulation = false;         // let UCX copy through messages where no zero-copy path exists (slow)
   bool same_host_shortcuts = true;      // shared memory, cma and cuda_ipc; false leaves the network alone
   // ---- performance ----
-  std::uint32_t window = 8;          // puts in flight per peer
+  std::uint32_t window = 8;          // puts in flight per peer; fewer while a link takes long over one
   std::uint32_t queue_length = 256;  // submissions waiting for the progress thread
   bool spin = false;                 // busy-poll while active() is set; needs a core of its own
 };

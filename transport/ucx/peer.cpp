@@ -17,6 +17,11 @@ namespace {
 // A message handed to UCX just before disconnect() still leaves; a peer that takes longer is not waited for.
 constexpr Milliseconds kLastFlush{200};
 
+// A signal leaves behind all that was posted before it: on a slow link a full window would hold it up, and with it all
+// who verify and pass on. So puts are in flight as far as they are done within this time, and two at least.
+constexpr Milliseconds kLongestPut{25};
+constexpr std::uint32_t kFewestPuts = 2;
+
 bool is_transfer(Submission::Kind kind) { return kind == Submission::Kind::put || kind == Submission::Kind::get; }
 
 const char* verb(Submission::Kind kind) {
@@ -37,7 +42,7 @@ Peer::Peer(PeerSetup setup, const Card& card)
       queue_(setup_.queue_length),
       flights_(2 * std::max(1u, setup_.window)),
       batches_(flights_.size() / 2 + 1) {
-  setup_.window = static_cast<std::uint32_t>(flights_.size() / 2);
+  setup_.window = allowed_ = static_cast<std::uint32_t>(flights_.size() / 2);
   signals_.reserve(setup_.window);
   ucp_ep_params_t params{};
   params.field_mask =
@@ -98,7 +103,7 @@ bool Peer::pump() {
 }
 
 bool Peer::fits(const Submission& next) const {
-  return (is_transfer(next.kind) ? transfers_ : messages_) < setup_.window;
+  return is_transfer(next.kind) ? transfers_ < allowed_ : messages_ < setup_.window;
 }
 
 Peer::Flight* Peer::take_next() {
@@ -114,6 +119,7 @@ Peer::Flight* Peer::take_next() {
 void Peer::post(Flight& flight) {
   if (is_transfer(flight.what.kind)) {
     ++transfers_;
+    flight.posted = Clock::now();
     flight.batch = newest_batch_;
     ++batch(newest_batch_).outstanding;
     post_transfer(flight);
@@ -197,6 +203,12 @@ void Peer::post_message(Flight& flight) {
 void Peer::transfer_done(Flight& flight, ucs_status_t status) { end_transfer(flight, failure_of(flight.what, status)); }
 
 void Peer::end_transfer(Flight& flight, const Status& result) {
+  const auto took = Clock::now() - flight.posted;
+  if (took > kLongestPut) {
+    allowed_ = std::max(std::min(kFewestPuts, setup_.window), allowed_ - 1);
+  } else if (took < kLongestPut / 2) {
+    allowed_ = std::min(setup_.window, allowed_ + 1);
+  }
   auto& of = batch(flight.batch);
   --of.outstanding;
   // A read that fails changes nothing over there, so no signal need be held back.

@@ -85,6 +85,7 @@ class Peer {
   struct Flight {
     Peer* peer = nullptr;
     Submission what;
+    Clock::time_point posted{};
     std::uint64_t batch = 0;  // a put's own; of a flush or signal: the one it closes
     bool flushed = false;
     bool in_use = false;
@@ -129,6 +130,7 @@ class Peer {
   std::vector<Batch> batches_;
   std::vector<Flight*> signals_;  // flushes and signals whose flush is under way, oldest first
   std::uint64_t newest_batch_ = 0;
+  std::uint32_t allowed_ = 0;    // transfers that may be in flight: the window, or fewer where the link is slow
   std::uint32_t transfers_ = 0;  // in flight
   std::uint32_t messages_ = 0;   // in flight: flush, signal, send
   Status failure_;               // of the endpoint
