@@ -30,8 +30,10 @@ def answer(process: subprocess.Popen, log: Path) -> dict:
     pytest.fail(f"the rank ended:\n{log.read_text()[-4000:]}")
 
 
-@pytest.mark.parametrize(("name", "ranks"), [("llama", 1), ("qwen3_moe", 2), pytest.param("qwen3_moe", 1, marks=pytest.mark.long),
-                                              pytest.param("llama", 2, marks=pytest.mark.long)])  # fmt: skip
+LONG = [pytest.param(name, ranks, marks=pytest.mark.long) for name, ranks in (("qwen3_moe", 2), ("qwen3_moe", 1), ("llama", 2))]
+
+
+@pytest.mark.parametrize(("name", "ranks"), [("llama", 1), *LONG])
 def test_an_update_through_sglangs_own_session_is_byte_for_byte_the_other_checkpoint(name: str, ranks: int, checkpoints: Path, tmp_path: Path) -> None:
     command("keygen", tmp_path / "secret")
     config = tmp_path / "weightcast.json"

@@ -31,6 +31,7 @@ def unchanged(world: World) -> Iterator[None]:
     assert after.tokens == before.tokens and after.error is None
 
 
+@pytest.mark.long
 def test_an_update_that_no_controller_decided_changes_nothing_and_says_so(world: World) -> None:
     with unchanged(world):
         world.server.post("start_weight_update", {})
