@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from types import FunctionType
 
+import numpy
 import torch
 from weightcast.engines import layers
 from weightcast.engines.trace import TensorMeta, trace
@@ -79,6 +81,23 @@ def one_keeps_a_list(model: Model) -> None:
         model.layers[number].places = torch.tensor([0, 1])
 
 
+def all_hold_what_cannot_be_compared(model: Model) -> None:
+    for layer in model.layers:
+        layer.places = numpy.arange(3)
+
+
+def one_loads_by_another_default(model: Model) -> None:
+    def load(part: str, tensor: torch.Tensor, layer: Layer, first: str = "a") -> None:
+        layer.fused.chunk(2)[part != first].copy_(tensor)
+
+    def loader(layer: Layer, first: str) -> Callable:
+        return FunctionType(load.__code__, globals(), "load", (layer, first))
+
+    for layer in model.layers:
+        layer.load = loader(layer, "b" if layer.number == 5 else "a")
+
+
 print(json.dumps({"alike": case(), "with tensors that go nowhere": case(extra=tuple(f"model.layers.{n}.rope" for n in range(LAYERS))),
                   "one loads otherwise": case(one_swaps), "one has another list of places": case(one_keeps_a_list),
-                  "two go to each other": case(middle_goes_elsewhere), "the loader wants all": case(all_want_the_whole_checkpoint)}))  # fmt: skip
+                  "two go to each other": case(middle_goes_elsewhere), "the loader wants all": case(all_want_the_whole_checkpoint), "what cannot be compared": case(all_hold_what_cannot_be_compared),
+                  "one loads by another default": case(one_loads_by_another_default)}))  # fmt: skip

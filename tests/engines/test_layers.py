@@ -17,6 +17,8 @@ SEEN = {  # of 8 layers of two tensors each, and one tensor more
     "one has another list of places": 9,
     "two go to each other": 17,
     "the loader wants all": 17,
+    "what cannot be compared": 17,
+    "one loads by another default": 9,
 }
 
 

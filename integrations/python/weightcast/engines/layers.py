@@ -65,9 +65,10 @@ def _kinds(model: torch.nn.Module, manifest: Manifest, targets: Mapping[str, tor
     for number in sorted(checkpoint):
         for kind in kinds:
             first = kind[0]
-            compare = _Comparison(first, number)
-            if (checkpoint[first] == checkpoint[number] and compare.alike(tensors.get(first), tensors.get(number))
-                    and compare.same_modules(modules.get(first, {}), modules.get(number, {}))):  # fmt: skip
+            if checkpoint[first] != checkpoint[number]:
+                continue
+            of_first, of_number = ((tensors.get(n, {}), modules.get(n, {})) for n in (first, number))
+            if _Comparison(first, number).same(of_first, of_number):
                 kind.append(number)
                 break
         else:
@@ -80,12 +81,18 @@ class _Comparison:
 
     def __init__(self, first: int, second: int) -> None:
         self._first, self._second = first, second
-        self._compared: set[tuple[int, int]] = set()  # or being compared
+        self._compared: dict[tuple[int, int], tuple[Any, Any]] = {}  # or being compared; kept, so that no id is used again
 
-    def same_modules(self, a: dict[Place, torch.nn.Module], b: dict[Place, torch.nn.Module]) -> bool:
-        return a.keys() == b.keys() and all(type(m) is type(b[k]) and self.alike(vars(m), vars(b[k])) for k, m in a.items())
+    def same(self, a: tuple[dict, dict], b: tuple[dict, dict]) -> bool:
+        """Of tensors and modules by place; False, too, of what cannot be compared."""
+        (tensors, modules), (others, other_modules) = a, b
+        try:
+            return (self._alike(tensors, others) and modules.keys() == other_modules.keys()
+                    and all(type(m) is type(other_modules[k]) and self._alike(vars(m), vars(other_modules[k])) for k, m in modules.items()))  # fmt: skip
+        except Exception:
+            return False
 
-    def alike(self, a: Any, b: Any) -> bool:
+    def _alike(self, a: Any, b: Any) -> bool:
         if a is b:
             return True
         if type(a) is not type(b):
@@ -101,31 +108,31 @@ class _Comparison:
         pair = id(a), id(b)
         if pair in self._compared:
             return True
-        self._compared.add(pair)
+        self._compared[pair] = a, b
         return self._alike_inside(a, b)
 
     def _alike_inside(self, a: Any, b: Any) -> bool:
         if isinstance(a, torch.Tensor):
             return self._alike_tensors(a, b)
         if isinstance(a, Mapping):
-            return list(a) == list(b) and all(self.alike(value, b[key]) for key, value in a.items())
+            return list(a) == list(b) and all(self._alike(value, b[key]) for key, value in a.items())
         if isinstance(a, (list, tuple)):
-            return len(a) == len(b) and all(map(self.alike, a, b))
+            return len(a) == len(b) and all(map(self._alike, a, b))
         if isinstance(a, MethodType):
-            return a.__func__ is b.__func__ and self.alike(a.__self__, b.__self__)
+            return a.__func__ is b.__func__ and self._alike(a.__self__, b.__self__)
         if isinstance(a, functools.partial):
-            return all(map(self.alike, (a.func, a.args, a.keywords), (b.func, b.args, b.keywords)))
+            return all(map(self._alike, (a.func, a.args, a.keywords), (b.func, b.args, b.keywords)))
         if isinstance(a, FunctionType):
-            held = [[cell.cell_contents for cell in one.__closure__ or ()] for one in (a, b)]
-            return a.__code__ is b.__code__ and self.alike(*held)
+            held = [[one.__defaults__, one.__kwdefaults__, *(cell.cell_contents for cell in one.__closure__ or ())] for one in (a, b)]
+            return a.__code__ is b.__code__ and self._alike(*held)
         if type(a).__eq__ is object.__eq__ and hasattr(a, "__dict__"):
-            return self.alike(vars(a), vars(b))
+            return self._alike(vars(a), vars(b))
         return bool(a == b)
 
     def _alike_tensors(self, a: torch.Tensor, b: torch.Tensor) -> bool:
         """Weights differ in their values; numbers that say how to load, as the places of experts, must not."""
         like = [(t.shape, t.stride(), t.dtype, t.device, t.storage_offset(), t.untyped_storage().nbytes()) for t in (a, b)]
-        if like[0] != like[1] or not self.alike(vars(a), vars(b)):
+        if like[0] != like[1] or not self._alike(vars(a), vars(b)):
             return False
         return a.dtype.is_floating_point or isinstance(a, torch.nn.Parameter) or (not a.is_meta and torch.equal(a, b))
 
