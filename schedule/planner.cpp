@@ -66,12 +66,11 @@ struct Row {
 // When a trainer sends a step, among its others.
 struct Place {
   std::size_t row = 0;
-  std::uint32_t round = 0;     // of the row; of what is not passed on: kTurns
+  bool ends = false;           // nobody passes it on
   std::uint32_t distance = 0;  // to the receiver, in the row
 
   auto operator<=>(const Place&) const = default;
 };
-constexpr std::uint32_t kTurns = 8;
 
 class Planner {
  public:
@@ -241,10 +240,9 @@ class Planner {
     step.chunks = static_cast<std::uint32_t>(chunks);
     require_scratch(family, step);
     count_bytes(step, value_bytes(step.box, step.recipe) * step.count);
-    const bool is_relayed = std::any_of(step.destinations.begin(), step.destinations.end(),
-                                        [](const Destination& to) { return to.relay.has_value(); });
-    places_.push_back(
-        {row_, is_relayed ? 0 : kTurns, rows_[row_].distance(step.trainer, step.destinations.front().server)});
+    const bool ends = std::none_of(step.destinations.begin(), step.destinations.end(),
+                                   [](const Destination& to) { return to.relay.has_value(); });
+    places_.push_back({row_, ends, rows_[row_].distance(step.trainer, step.destinations.front().server)});
     plan_.steps.push_back(std::move(step));
   }
 
@@ -358,56 +356,10 @@ class Planner {
     return shard.holders[static_cast<std::size_t>(place - receivers.holders.begin()) % shard.holders.size()];
   }
 
-  // Cuts what a trainer sends to be passed on into parts of as many bytes for each receiver, tensors being whole: so
-  // many that about kTurns follow each other. Where there are many receivers, nothing is cut.
-  void take_in_rounds() {
-    std::map<std::pair<std::uint32_t, std::size_t>, std::map<std::uint32_t, std::vector<std::size_t>>> relayed;
-    for (std::size_t i = 0; i < plan_.steps.size(); ++i) {
-      const auto& [row, round, distance] = places_[i];
-      if (round == 0) relayed[{plan_.steps[i].trainer, row}][distance].push_back(i);
-    }
-    for (auto& [sender, receivers] : relayed) {
-      const auto rounds = std::max<std::uint64_t>(1, kTurns / receivers.size());
-      if (rounds == 1 || receivers.size() == 1) continue;
-      for (auto& [distance, steps] : receivers) {
-        std::stable_sort(steps.begin(), steps.end(), [&](std::size_t a, std::size_t b) {
-          const Step &one = plan_.steps[a], &other = plan_.steps[b];
-          return std::tuple(one.needs_amax, one.column, one.first) <
-                 std::tuple(other.needs_amax, other.column, other.first);
-        });
-        std::uint64_t total = 0;
-        for (const auto i : steps)
-          total += value_bytes(plan_.steps[i].box, plan_.steps[i].recipe) * plan_.steps[i].count;
-        std::uint64_t before = 0;
-        for (const auto i : steps) before += cut_into_rounds(i, before, std::max<std::uint64_t>(1, total / rounds));
-      }
-    }
-  }
-
-  // Of one step, `before` bytes behind the first; a round has `round_bytes`. Returns the step's bytes.
-  std::uint64_t cut_into_rounds(std::size_t index, std::uint64_t before, std::uint64_t round_bytes) {
-    const Step step = plan_.steps[index];
-    const Place place = places_[index];
-    const auto each = value_bytes(step.box, step.recipe);
-    const auto round_of = [&](std::uint32_t tensor) {
-      return static_cast<std::uint32_t>(std::min<std::uint64_t>((before + tensor * each) / round_bytes, kTurns - 1));
-    };
-    for (std::uint32_t first = 0; first < step.count;) {
-      std::uint32_t end = first + 1;
-      while (end < step.count && round_of(end) == round_of(first)) ++end;
-      auto& part = first == 0 ? plan_.steps[index] : plan_.steps.emplace_back(step);
-      part.first = step.first + first;
-      part.count = end - first;
-      (first == 0 ? places_[index] : places_.emplace_back(place)).round = round_of(first);
-      first = end;
-    }
-    return each * step.count;
-  }
-
-  // What is passed on goes first, and to every receiver in turn: then all of them pass on from the first moment to the
-  // last. The rest goes to one receiver after the other, each trainer beginning with another one.
+  // What is passed on goes first; to one receiver after the other, each trainer beginning with another one. (Receivers
+  // served in turn have less to pass on while the trainer is with another one: 0.72 of a direct update's time on GPUs
+  // instead of 0.58.)
   void put_in_order() {
-    take_in_rounds();
     std::vector<std::size_t> order(plan_.steps.size());
     std::iota(order.begin(), order.end(), std::size_t{0});
     const auto key = [&](std::size_t i) {
