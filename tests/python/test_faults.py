@@ -153,7 +153,7 @@ def test_a_trainer_stopped_in_mid_put_and_continued_later_puts_nothing_of_the_ol
 
 
 def test_posted_puts_of_a_stopped_trainer_never_reach_live_weights(tmp_path):
-    shapes = {"embed": (32768, 1024)}  # more than sockets hold, so that puts wait in the trainer
+    shapes = {"embed": (131072, 1024)}  # some tenths of a second, and more than sockets hold: puts wait in the trainer
     keys = {"replicas": 1, "landing": "in_place", "fabric": {"same_host_shortcuts": False}}
     with cluster(configuration(tmp_path, **keys), shapes) as run:
         run.update(1)
