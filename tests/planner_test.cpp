@@ -26,6 +26,14 @@ std::string error_of(const Catalogs& catalogs, const PlanOptions& options = {}) 
   }
 }
 
+// Trainers that cut a tensor's columns at 80, servers that cut them at 128.
+Catalogs columns_of_two(Recipe recipe) {
+  const std::vector<std::int64_t> shape{96, 256};
+  return {{trainer(0).holds("w", shape, {2, {0, 0}, {96, 80}}), trainer(1).holds("w", shape, {2, {0, 80}, {96, 176}})},
+          {server(0).takes("w", shape, {2, {0, 0}, {96, 128}}, recipe),
+           server(1).takes("w", shape, {2, {0, 128}, {96, 128}}, recipe)}};
+}
+
 }  // namespace
 
 TEST_CASE("row shards meet a column slice: each trainer sends what it holds of it") {
@@ -89,13 +97,9 @@ TEST_CASE("a block that straddles two shards: amax is exchanged both ways, one o
 
 TEST_CASE(
     "where blocks span an axis every part of a tensor waits for the maxima of all, and every slice gets the scale") {
-  const std::vector<std::int64_t> shape{96, 256};
   for (const Recipe recipe : {Recipe::fp8_e4m3_tensor, Recipe::fp8_e4m3_channel}) {
     CAPTURE(to_string(recipe));
-    const Catalogs catalogs{
-        {trainer(0).holds("w", shape, {2, {0, 0}, {96, 80}}), trainer(1).holds("w", shape, {2, {0, 80}, {96, 176}})},
-        {server(0).takes("w", shape, {2, {0, 0}, {96, 128}}, recipe),
-         server(1).takes("w", shape, {2, {0, 128}, {96, 128}}, recipe)}};
+    const auto catalogs = columns_of_two(recipe);
     const auto plan = make_plan(catalogs, {});
     CHECK_NOTHROW(static_cast<void>(prove(plan, catalogs)));
     for (const auto& step : plan.steps) CHECK(step.needs_amax);
@@ -126,12 +130,7 @@ TEST_CASE("rows that a trainer has whole need nobody else's maxima, and scales o
 }
 
 TEST_CASE("half bytes go out with their blocks' scales, and with the scale of the tensor, whose amax is everybody's") {
-  const std::vector<std::int64_t> shape{96, 256};
-  const auto recipe = Recipe::nvfp4_e2m1_1x16;
-  const Catalogs catalogs{
-      {trainer(0).holds("w", shape, {2, {0, 0}, {96, 80}}), trainer(1).holds("w", shape, {2, {0, 80}, {96, 176}})},
-      {server(0).takes("w", shape, {2, {0, 0}, {96, 128}}, recipe),
-       server(1).takes("w", shape, {2, {0, 128}, {96, 128}}, recipe)}};
+  const auto catalogs = columns_of_two(Recipe::nvfp4_e2m1_1x16);
   const auto plan = make_plan(catalogs, {});
   CHECK_NOTHROW(static_cast<void>(prove(plan, catalogs)));
   for (const auto& step : plan.steps) CHECK(step.needs_amax);
