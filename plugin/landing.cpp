@@ -3,17 +3,21 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
+#include <functional>
 #include <tuple>
 
 #include "plugin/extent.h"
 #include "plugin/gpu_landing.h"
 #include "plugin/packing.h"
+#include "plugin/team.h"
 #include "transport/base/stream_copy.h"
 
 namespace weightcast {
 namespace {
 
 constexpr std::uint64_t kAlignment = 4096;
+constexpr std::uint64_t kCopyBytes = 2 * MiB;  // enough to share evenly, and to copy in long runs
 
 std::byte* live_start(const Catalog& catalog, std::uint32_t region) {
   return reinterpret_cast<std::byte*>(catalog.regions[region].address);
@@ -53,7 +57,7 @@ struct Copy {
 
 class Staged final : public LandingMemory {
  public:
-  explicit Staged(const Catalog& catalog) {
+  Staged(const Catalog& catalog, std::size_t threads) : team_(threads) {
     for (const Region& region : catalog.regions) {
       offsets_.push_back(bytes_);
       bytes_ += (region.bytes + kAlignment - 1) / kAlignment * kAlignment;
@@ -75,18 +79,31 @@ class Staged final : public LandingMemory {
   }
   [[nodiscard]] std::byte* region_start(std::uint32_t region) const override { return start_ + offsets_[region]; }
   void commit() noexcept override {
-    for (const Copy& copy : copies_) stream_copy(copy.live, start_ + copy.shadow_offset, copy.bytes);
+    std::atomic<std::size_t> next{0};
+    const auto work = [&](std::size_t) {
+      for (std::size_t index = next++; index < copies_.size(); index = next++) {
+        const Copy& copy = copies_[index];
+        stream_copy(copy.live, start_ + copy.shadow_offset, copy.bytes);
+      }
+    };
+    team_.run(std::cref(work));  // by reference: nothing is allocated
   }
 
  private:
-  // Joins what is adjacent on both sides: regions may touch in the shadow and be far apart in the engine.
-  void append(const Copy& copy) {
+  // Joins what is adjacent on both sides (regions may touch in the shadow and be far apart in the engine), and cuts
+  // what is long.
+  void append(Copy copy) {
     if (!copies_.empty() && copies_.back().shadow_offset + copies_.back().bytes == copy.shadow_offset &&
         copies_.back().live + copies_.back().bytes == copy.live) {
-      copies_.back().bytes += copy.bytes;
-    } else {
-      copies_.push_back(copy);
+      copy = {copies_.back().live, copies_.back().shadow_offset, copies_.back().bytes + copy.bytes};
+      copies_.pop_back();
     }
+    for (; copy.bytes > kCopyBytes; copy.bytes -= kCopyBytes) {
+      copies_.push_back({copy.live, copy.shadow_offset, kCopyBytes});
+      copy.live += kCopyBytes;
+      copy.shadow_offset += kCopyBytes;
+    }
+    copies_.push_back(copy);
   }
 
   std::uint64_t bytes_ = 0;
@@ -94,6 +111,7 @@ class Staged final : public LandingMemory {
   std::vector<Copy> copies_;
   RegionId shadow_ = 0;
   std::byte* start_ = nullptr;
+  Team team_;
 };
 
 }  // namespace
@@ -127,12 +145,12 @@ std::vector<StagedRun> staged_runs(const Catalog& catalog) {
   return joined;
 }
 
-std::unique_ptr<LandingMemory> make_landing(const std::string& kind, const Catalog& catalog) {
+std::unique_ptr<LandingMemory> make_landing(const std::string& kind, const Catalog& catalog, std::size_t threads) {
   if (kind == "in_place") return with_packed_scales(std::make_unique<InPlace>(catalog), catalog);
   const auto is_cuda = [](const Region& region) { return region.kind == MemoryKind::cuda; };
   const bool on_gpu = std::any_of(catalog.regions.begin(), catalog.regions.end(), is_cuda);
   return with_packed_scales(
-      on_gpu ? stage_on_gpu(catalog) : std::unique_ptr<LandingMemory>(std::make_unique<Staged>(catalog)), catalog);
+      on_gpu ? stage_on_gpu(catalog) : std::unique_ptr<LandingMemory>(std::make_unique<Staged>(catalog, threads)), catalog);
 }
 
 }  // namespace weightcast

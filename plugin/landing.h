@@ -5,6 +5,7 @@
 // Threads: prepare() on one thread and never during an update; the others from any.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -44,7 +45,9 @@ struct StagedRun {
 };
 [[nodiscard]] std::vector<StagedRun> staged_runs(const Catalog& catalog);
 
-// `kind` is "staged" or "in_place"; `catalog` has addresses and outlives the landing, as `fabric` does.
-[[nodiscard]] std::unique_ptr<LandingMemory> make_landing(const std::string& kind, const Catalog& catalog);
+// `kind` is "staged" or "in_place"; `catalog` has addresses and outlives the landing, as `fabric` does. `threads` in all
+// copy what commit() makes live in host memory.
+[[nodiscard]] std::unique_ptr<LandingMemory> make_landing(const std::string& kind, const Catalog& catalog,
+                                                          std::size_t threads = 1);
 
 }  // namespace weightcast

@@ -36,7 +36,7 @@ struct Server::State final : FabricListener {
   State(const Config& config, std::string_view catalog_json)
       : config(config),
         catalog(own_catalog(config, Role::server, catalog_json)),
-        landing(make_landing(config.landing, catalog)),
+        landing(make_landing(config.landing, catalog, commit_threads_of(config.performance.threads))),
         verifier(catalog, threads_of(config.performance.threads)),
         relay(config, catalog),
         event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {

@@ -12,9 +12,13 @@
 
 namespace weightcast {
 
-// What performance.threads means on this host.
+// What performance.threads means on this host: for work beside an engine that computes, and for the commit's, for which
+// the engine stands still.
 [[nodiscard]] inline std::size_t threads_of(std::uint32_t configured) {
   return configured != 0 ? configured : std::clamp<std::size_t>(std::thread::hardware_concurrency() / 4, 1, 4);
+}
+[[nodiscard]] inline std::size_t commit_threads_of(std::uint32_t configured) {
+  return configured != 0 ? configured : std::clamp<std::size_t>(std::thread::hardware_concurrency(), 1, 4);
 }
 
 class Team {

@@ -63,6 +63,29 @@ TEST_CASE("a commit copies every extent of every region, and no byte beside them
   CHECK(all_are(engine.second, 4 * kColumns + 16, 16, 0));
 }
 
+TEST_CASE("several threads share the copy of a large extent") {
+  constexpr std::int64_t kBytes = 9 * 1000 * 1000;
+  std::vector<std::byte> live(kBytes + 1, std::byte{0});
+  Catalog catalog;
+  catalog.role = Role::server;
+  catalog.regions = {{"large", live.size(), MemoryKind::host, reinterpret_cast<std::uintptr_t>(live.data())}};
+  Entry entry;
+  entry.tensor = "large";
+  entry.shape = {kBytes / 2};
+  entry.box = whole(entry.shape);
+  entry.strides_bytes = {2};
+  catalog.entries = {entry};
+  MemoryFabric fabric;
+  const auto landing = make_landing("staged", catalog, 3);
+  landing->prepare(fabric);
+  for (const int version : {1, 2}) {
+    std::memset(landing->region_start(0), version, live.size());
+    landing->commit();
+    CHECK(all_are(live, 0, kBytes, version));
+    CHECK(live.back() == std::byte{0});
+  }
+}
+
 TEST_CASE("entries that the engine repairs itself are left to it") {
   Engine engine;
   MemoryFabric fabric;
