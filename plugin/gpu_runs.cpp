@@ -36,11 +36,16 @@ Gathering gather_runs(std::vector<GpuRun> rows, std::uint64_t most_bytes) {
   return gathering;
 }
 
-GpuRuns part_runs(const std::vector<GpuRun>& runs, const std::function<bool(const GpuRun&)>& is_mapped) {
+GpuRuns part_runs(const std::vector<GpuRun>& runs, const std::function<bool(const GpuRun&)>& is_mapped, bool can_copy) {
   GpuRuns parted;
   for (const GpuRun& run : runs) {
-    const bool is_stored = run.bytes < kShortestPutBetweenGpus && is_mapped(run);
-    (is_stored ? parted.stored : parted.put).push_back(run);
+    if (!is_mapped(run)) {
+      parted.put.push_back(run);
+    } else if (run.bytes < (can_copy ? kShortestCopyBetweenGpus : kShortestPutBetweenGpus)) {
+      parted.stored.push_back(run);
+    } else {
+      (can_copy ? parted.copied : parted.put).push_back(run);
+    }
   }
   return parted;
 }

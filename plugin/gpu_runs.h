@@ -20,9 +20,11 @@ struct GpuRun {
   std::uint64_t bytes = 0;
 };
 
-// Between GPUs that are linked, a put by the copy engine costs microseconds however small it is, and long ones come
-// nearer to the link's speed: 205, 317 and 364 GB/s at 1, 4 and 16 MiB, of 387 at 64 MiB (H200, NVLink). So shorter
-// runs are stored by a kernel, many at once, and longer ones leave the multiprocessors to the casts.
+// Between GPUs that are linked, a kernel stores short runs, many at once, at 371 GB/s; copy engines are faster and leave
+// the multiprocessors to the casts: 257, 390, 393 and 395 GB/s at 0.25, 1, 3 and 16 MiB where one call enqueues many
+// copies. Where that is not to be had, each is a put, and waits for the one before: 205, 317 and 364 GB/s at 1, 4 and
+// 16 MiB (H200, NVLink).
+inline constexpr std::uint64_t kShortestCopyBetweenGpus = 1 * MiB;
 inline constexpr std::uint64_t kShortestPutBetweenGpus = 16 * MiB;
 
 // Appends the run, or makes it part of one of the last, if it lies behind that at both ends and both together have at
@@ -44,10 +46,13 @@ struct Gathering {
 
 struct GpuRuns {
   std::vector<GpuRun> stored;  // by a kernel of this process
+  std::vector<GpuRun> copied;  // by copy engines, in a batch
   std::vector<GpuRun> put;
 };
-// Every run once, in their order. Stored is what is shorter than kShortestPutBetweenGpus and where `is_mapped` says
-// that its target stands in this process as memory of a GPU.
-[[nodiscard]] GpuRuns part_runs(const std::vector<GpuRun>& runs, const std::function<bool(const GpuRun&)>& is_mapped);
+// Every run once, in their order. Where `is_mapped` says that its target stands in this process as memory of a GPU, its
+// length decides: stored below kShortestCopyBetweenGpus and copied from there on, if `can_copy` in batches, else stored
+// below kShortestPutBetweenGpus.
+[[nodiscard]] GpuRuns part_runs(const std::vector<GpuRun>& runs, const std::function<bool(const GpuRun&)>& is_mapped,
+                                bool can_copy);
 
 }  // namespace weightcast

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <set>
 #include <thread>
 #include <utility>
 
@@ -95,16 +96,28 @@ void GpuSender::adopt() {
   lay_out_measuring();
 }
 
+// Those first that casts take maxima from: they are few, and maxima are cleared, copied and uploaded in every update.
 void GpuSender::lay_out_grids() {
+  std::set<Pipeline::GridKey> with_maxima;
+  for (const TrainerStep& step : pipeline_.table_.steps) {
+    if (step.needs_amax) with_maxima.insert({step.entry, step.recipe});
+  }
+  for (const auto& [key, grid] : pipeline_.grids_) {
+    if (grid.is_exchanged || spans_an_axis(key.second)) with_maxima.insert(key);
+  }
   grids_.clear();
   std::uint64_t blocks = 0;
-  for (const auto& [key, grid] : pipeline_.grids_) {
-    grids_[key] = blocks;
-    blocks += static_cast<std::uint64_t>(elements(grid.blocks));
+  for (const bool has_maxima : {true, false}) {
+    for (const auto& [key, grid] : pipeline_.grids_) {
+      if (with_maxima.contains(key) != has_maxima) continue;
+      grids_[key] = blocks;
+      blocks += static_cast<std::uint64_t>(elements(grid.blocks));
+    }
+    if (!has_maxima) continue;
+    maxima_ = DeviceBuffer(blocks * sizeof(float));
+    maxima_host_ = PinnedBuffer(blocks * sizeof(float));
   }
   scales_ = DeviceBuffer(blocks * sizeof(float));
-  maxima_ = DeviceBuffer(blocks * sizeof(float));
-  maxima_host_ = PinnedBuffer(blocks * sizeof(float));
 }
 
 // Those that need other trainers' maxima are not first, when they would wait for them, and not last, when nothing else
@@ -216,10 +229,12 @@ void GpuSender::finish_batch(Batch batch, bool as_it_is, Recipe recipe, std::siz
   } else {
     batch.cast.emplace(recipe, casts);
   }
-  GpuRuns parted = part_runs(runs, [this](const GpuRun& run) { return mapped_target(run) != nullptr; });
+  GpuRuns parted = part_runs(
+      runs, [this](const GpuRun& run) { return mapped_target(run) != nullptr; }, CudaCopies::are_supported());
   batch.stores = stores_of(parted.stored, [this](const GpuRun& run) {
     return pipeline_.fabric_.memory(run.from_region).address + run.from;
   });
+  batch.copies = copies_of(parted.copied);
   batch.puts = std::move(parted.put);
   batches_.push_back(std::move(batch));
 }
@@ -265,8 +280,9 @@ void GpuSender::send() {
     const CudaContextScope current(device_);
     scale_puts_.reset();
     for (Tally& puts : puts_) puts.reset();
-    measure_all();
-    if (!pipeline_.stopped()) send_amax();
+    begin_measuring();
+    if (!pipeline_.spanning_.empty() || batches_.empty()) end_measuring();  // else while the first batch is cast
+    if (batches_.empty()) begin_scales();
     const Status status = ring_.run(batches_.size(), *this, pipeline_.deadline_);
     if (!status.ok()) {
       pipeline_.fail(Status(status.code(), fmt::format("{}, version {}: {}", name_of(pipeline_.catalog_),
@@ -289,23 +305,26 @@ bool GpuSender::is_free(std::size_t slot) {
 
 const CudaStream& GpuSender::enqueue(std::size_t batch, std::size_t slot, const CudaStream& stream) {
   if (batch == first_straddling_) {
+    end_measuring();
     pipeline_.receive_amax();
     upload_foreign();
   }
-  const Batch& work = batches_[batch];
+  Batch& work = batches_[batch];
   GpuFindings& findings = *findings_[slot];
   findings.clear(stream);
   if (work.cast) work.cast->launch(stream, pipeline_.version_, findings);
   if (work.digest) work.digest->launch(stream, pipeline_.version_, findings);
   findings.fetch(stream);
-  if (!work.stores) return stream;
   cast_ended_[slot].record(stream);
+  if (batch + 1 == batches_.size()) begin_scales();
+  if (!work.stores && work.copies.empty()) return stream;
   cast_ended_[slot].delay(storing_);
-  store(*work.stores, storing_);
+  move_out(work);
   return storing_;
 }
 
 void GpuSender::deliver(std::size_t batch, std::size_t slot) {
+  end_measuring();
   const Batch& work = batches_[batch];
   const GpuFindings& findings = *findings_[slot];
   const auto job_of = [&](const Part& part) -> const Pipeline::StepJob& {
@@ -358,8 +377,10 @@ std::uint64_t GpuSender::flying() const {
   std::uint64_t count = scale_puts_.outstanding();
   for (const Tally& puts : puts_) count += puts.outstanding();
   const CudaContextScope current(device_);
-  bool is_done = false;
-  if (stored_.query(is_done).ok() && !is_done) ++count;  // a device that failed stores nothing any more
+  for (const CudaEvent* event : {&stored_, &scales_stored_}) {
+    bool is_done = false;
+    if (event->query(is_done).ok() && !is_done) ++count;  // a device that failed stores nothing any more
+  }
   return count;
 }
 

@@ -1,6 +1,7 @@
 // The sender's work where the shards are in the memory of a GPU: the same chunks, casts and digests as on the host, in
 // batches of many chunks, each one launch, through a ring of slots of device memory. Where a server's memory is mapped
-// into this process, a kernel stores what is short there, behind the casts of its batch; the rest is put.
+// into this process, what is short is stored there by a kernel and what is long by copy engines, behind the casts of its
+// batch; the rest is put.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +34,7 @@ class GpuSender final : private GpuRing::Work {
   void adopt();
   // Casts and puts everything of one move(), and submits the signals that become complete.
   void send();
-  // Puts, and launches of stores, that have not ended.
+  // Puts, and launches of stores and copies, that have not ended.
   [[nodiscard]] std::uint64_t flying() const;
 
  private:
@@ -47,13 +48,15 @@ class GpuSender final : private GpuRing::Work {
   struct Batch {
     std::vector<Part> parts;
     std::optional<GpuCopy> stores;
+    std::vector<CudaCopies> copies;  // by server of stored_to_
     std::vector<GpuRun> puts;
     std::optional<GpuCast> cast;      // or
     std::optional<GpuDigest> digest;  // of what is put from where it stands
   };
-  // One matrix of the scales of a scale job: digested and counted as one.
-  struct ScalePart {
-    std::size_t job = 0;  // of the pipeline's scale jobs
+  // Scale jobs that the same signals cover: digested and counted as one.
+  struct ScaleLot {
+    std::size_t first_job = 0;  // of the pipeline's scale jobs
+    std::size_t jobs = 0;
     std::uint64_t bytes = 0;
   };
   // The scales of an entry's whole matrices.
@@ -81,9 +84,14 @@ class GpuSender final : private GpuRing::Work {
   void put(const std::vector<GpuRun>& runs, Tally& tally);
   // The run's target in this process's view of the server's GPU; nullptr: there is none.
   [[nodiscard]] std::byte* mapped_target(const GpuRun& run) const;
+  [[nodiscard]] std::size_t group_of(const GpuRun& run) const;  // index in stored_to_; its size: in none
   [[nodiscard]] std::optional<GpuCopy> stores_of(const std::vector<GpuRun>& runs,
                                                  const std::function<const std::byte*(const GpuRun&)>& source) const;
+  [[nodiscard]] std::vector<CudaCopies> copies_of(const std::vector<GpuRun>& runs) const;
+  [[nodiscard]] bool may_store();
+  [[nodiscard]] bool is_dropped(std::size_t group) const;
   void store(const GpuCopy& stores, const CudaStream& stream);
+  void move_out(Batch& batch);
 
   void find_stored_to();
   void lay_out_grids();
@@ -96,9 +104,11 @@ class GpuSender final : private GpuRing::Work {
   void lay_out_gathering(std::vector<GpuRun> rows);
   void lay_out_measuring();
   void require_measurable(std::uint32_t entry, Recipe recipe) const;
-  void measure_all();
+  void begin_measuring();
+  void end_measuring();
   void send_amax();
   void make_tensor_scales();
+  void begin_scales();
   void send_scales();
   void upload_foreign();
   // Until everything on the stream is done; false when the update has to stop meanwhile.
@@ -108,9 +118,11 @@ class GpuSender final : private GpuRing::Work {
   const int device_;
   GpuRing ring_;
   CudaStream stream_;   // of what does not go through the ring
-  CudaStream storing_;  // of the batches' stores, one after the other: a link is as fast with one as with several
+  CudaStream storing_;  // of the batches' stores and copies, one after the other: a link is as fast with one as with more
   std::vector<CudaEvent> cast_ended_;  // by slot
-  CudaEvent stored_;                   // behind the last stores
+  bool is_measuring_ = false;          // from begin_measuring() to end_measuring()
+  CudaEvent stored_;                   // behind the last batch's stores and copies
+  CudaEvent scales_stored_;
   CudaEvent event_;
   DeviceBuffer scratch_;
   RegionId scratch_region_ = 0;
@@ -121,13 +133,13 @@ class GpuSender final : private GpuRing::Work {
   // ---- set by adopt() ----
   std::vector<Batch> batches_;
   std::size_t first_straddling_ = 0;                    // batch; SIZE_MAX: none
-  std::vector<std::size_t> stored_to_;                  // servers, by group of the stores
+  std::vector<std::size_t> stored_to_;                  // servers, in the order in which this trainer serves them
   std::vector<std::unique_ptr<GpuFindings>> findings_;  // by slot
   std::map<Pipeline::GridKey, std::uint64_t> grids_;    // where their blocks begin in scales_ and maxima_, in values
   DeviceBuffer scales_;                                 // of all grids, 4 bytes or 1 each
-  DeviceBuffer maxima_;  // of all grids: other trainers', and of blocks that span an axis, everyone's
+  DeviceBuffer maxima_;  // of the first grids: other trainers', and of blocks that span an axis, everyone's
   PinnedBuffer maxima_host_;
-  std::vector<ScalePart> scale_parts_;
+  std::vector<ScaleLot> scale_lots_;
   std::vector<TensorScales> tensor_scales_;
   PinnedBuffer tensor_scales_host_;
   std::optional<GpuCopy> tensor_scales_copy_;

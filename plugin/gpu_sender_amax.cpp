@@ -67,7 +67,8 @@ void GpuSender::require_measurable(std::uint32_t entry, Recipe recipe) const {
 
 // ---- one version ----
 
-void GpuSender::measure_all() {
+void GpuSender::begin_measuring() {
+  is_measuring_ = true;
   if (measuring_.empty()) return;
   fill_async(outgoing_.get(), std::byte{0}, outgoing_.bytes(), stream_);
   fill_async(maxima_.get(), std::byte{0}, maxima_.bytes(), stream_);
@@ -78,18 +79,27 @@ void GpuSender::measure_all() {
   }
   copy_async(outgoing_host_.get(), outgoing_.get(), outgoing_.bytes(), stream_);
   if (!pipeline_.spanning_.empty()) copy_async(maxima_host_.get(), maxima_.get(), maxima_.bytes(), stream_);
-  if (!await_stream()) return;
+}
+
+// Waits for what was measured, and sends others their part. The first call of an update does; casts of blocks that span
+// an axis need it before, others go on meanwhile.
+void GpuSender::end_measuring() {
+  if (!std::exchange(is_measuring_, false)) return;
+  if (!measuring_.empty() && !await_stream()) return;
   for (const auto& [recipe, of_recipe] : measuring_) {
     if (!of_recipe.findings->found_bad()) continue;
     const auto& [key, view] = of_recipe.matrices[of_recipe.findings->bad_job()];
     pipeline_.fail_bad_value(key.first, recipe, view, of_recipe.findings->bad_value(view.cols));
     return;
   }
-  if (pipeline_.spanning_.empty()) return;
-  for (auto& [key, grid] : pipeline_.grids_) {
-    if (!spans_an_axis(key.second)) continue;
-    std::memcpy(grid.own.data(), maxima_host_.get() + grids_.at(key) * sizeof(float), grid.own.size() * sizeof(float));
+  if (!pipeline_.spanning_.empty()) {
+    for (auto& [key, grid] : pipeline_.grids_) {
+      if (!spans_an_axis(key.second)) continue;
+      std::memcpy(grid.own.data(), maxima_host_.get() + grids_.at(key) * sizeof(float),
+                  grid.own.size() * sizeof(float));
+    }
   }
+  if (!pipeline_.stopped()) send_amax();
 }
 
 void GpuSender::send_amax() {
@@ -116,8 +126,8 @@ void GpuSender::send_amax() {
 }
 
 void GpuSender::upload_foreign() {
-  for (const auto& [key, grid] : pipeline_.grids_) {
-    if (!grid.is_exchanged) continue;
+  for (const auto* item : pipeline_.exchanged_) {
+    const auto& [key, grid] = *item;
     auto* values = reinterpret_cast<float*>(maxima_host_.get()) + grids_.at(key);
     const bool is_measured = spans_an_axis(key.second);
     for (std::size_t at = 0; at < grid.foreign.size(); ++at) {

@@ -1,5 +1,6 @@
-// The scales of a GPU's sender: they stand in the grids that casts fill, and go out when all casts are done.
+// The scales of a GPU's sender: they stand in the grids that casts fill, and go out behind the last casts.
 #include <algorithm>
+#include <map>
 #include <utility>
 
 #include "plugin/block_grid.h"
@@ -9,7 +10,8 @@
 namespace weightcast {
 
 void GpuSender::lay_out_scales() {
-  scale_parts_.clear();
+  scale_lots_.clear();
+  std::map<std::vector<std::pair<std::uint32_t, std::uint32_t>>, std::uint32_t> lots;  // by servers and their signals
   std::vector<GpuDigestJob> digests;
   std::vector<GpuRun> rows;  // `from` is in scales_ yet
   for (std::size_t index = 0; index < pipeline_.scale_jobs_.size(); ++index) {
@@ -19,13 +21,17 @@ void GpuSender::lay_out_scales() {
     const std::uint64_t element = scale_bytes(step.recipe);
     const Box& grid = pipeline_.grids_.at(key).blocks;
     const auto pitch = static_cast<std::int64_t>(element) * grid.extent[static_cast<std::size_t>(grid.axes - 1)];
+    std::vector<std::pair<std::uint32_t, std::uint32_t>> covered_by;
+    for (const Pipeline::Target& target : job.targets) covered_by.emplace_back(target.server, target.signal);
+    const auto [lot, is_new] = lots.emplace(std::move(covered_by), static_cast<std::uint32_t>(scale_lots_.size()));
+    if (is_new) scale_lots_.push_back({index, 0, 0});
+    ++scale_lots_[lot->second].jobs;
     for_each_matrix(step.blocks, step.frame, [&](const MatrixView& view) {
       const std::uint64_t offset = grids_.at(key) * sizeof(float) + index_in(grid, view.origin) * element;
       const auto row_bytes = static_cast<std::uint64_t>(view.cols) * element;
-      scale_parts_.push_back({index, static_cast<std::uint64_t>(view.rows) * row_bytes});
+      scale_lots_[lot->second].bytes += static_cast<std::uint64_t>(view.rows) * row_bytes;
       digests.push_back({scales_.get() + offset, static_cast<std::uint64_t>(view.rows), row_bytes, pitch,
-                         digest_frame(job.digest_key, step.frame, view, element),
-                         static_cast<std::uint32_t>(digests.size()), false});
+                         digest_frame(job.digest_key, step.frame, view, element), lot->second, false});
       for (const Pipeline::Target& target : job.targets) {
         GpuRun run = run_to(target, step.frame, view);
         run.from = offset;
@@ -40,8 +46,8 @@ void GpuSender::lay_out_scales() {
   }
   lay_out_tensor_scales();
   scale_digest_.emplace(digests);
-  scale_findings_ = std::make_unique<GpuFindings>(static_cast<std::uint32_t>(digests.size()));
-  GpuRuns parted = part_runs(rows, [this](const GpuRun& row) { return mapped_target(row) != nullptr; });
+  scale_findings_ = std::make_unique<GpuFindings>(static_cast<std::uint32_t>(scale_lots_.size()));
+  GpuRuns parted = part_runs(rows, [this](const GpuRun& row) { return mapped_target(row) != nullptr; }, false);
   scale_stores_ = stores_of(parted.stored, [this](const GpuRun& row) { return scales_.get() + row.from; });
   lay_out_gathering(std::move(parted.put));
 }
@@ -94,22 +100,28 @@ void GpuSender::lay_out_gathering(std::vector<GpuRun> rows) {
   for (GpuRun& run : scale_runs_) run.from_region = *gathered_region_;
 }
 
-void GpuSender::send_scales() {
-  if (scale_parts_.empty()) return;
+// Behind all casts, and beside what still goes out of the last ones.
+void GpuSender::begin_scales() {
+  if (scale_lots_.empty()) return;
+  for (const CudaEvent& ended : cast_ended_) ended.delay(stream_);
   make_tensor_scales();
   scale_findings_->clear(stream_);
   scale_digest_->launch(stream_, pipeline_.version_, *scale_findings_);
   scale_findings_->fetch(stream_);
   gathering_->launch(stream_);
-  if (scale_stores_) store(*scale_stores_, stream_);
-  if (!await_stream()) return;
-  for (std::size_t part = 0; part < scale_parts_.size(); ++part) {
-    pipeline_.count(pipeline_.scale_jobs_[scale_parts_[part].job].targets, scale_parts_[part].bytes,
-                    scale_findings_->digest(static_cast<std::uint32_t>(part)));
-  }
+  if (!scale_stores_ || !may_store()) return;
+  store(*scale_stores_, stream_);
+  scales_stored_.record(stream_);
+}
+
+void GpuSender::send_scales() {
+  if (scale_lots_.empty() || !await_stream()) return;
   put(scale_runs_, scale_puts_);
-  for (const Pipeline::ScaleJob& job : pipeline_.scale_jobs_) {
-    if (!pipeline_.stopped()) pipeline_.signal_complete(job.targets);
+  for (std::uint32_t index = 0; index < scale_lots_.size() && !pipeline_.stopped(); ++index) {
+    const ScaleLot& lot = scale_lots_[index];
+    const auto& targets = pipeline_.scale_jobs_[lot.first_job].targets;
+    pipeline_.count(targets, lot.bytes, scale_findings_->digest(index));
+    pipeline_.signal_complete(targets, lot.jobs);
   }
 }
 

@@ -30,8 +30,12 @@ void GpuSender::find_stored_to() {
   }
 }
 
+std::size_t GpuSender::group_of(const GpuRun& run) const {
+  return static_cast<std::size_t>(std::find(stored_to_.begin(), stored_to_.end(), run.server) - stored_to_.begin());
+}
+
 std::byte* GpuSender::mapped_target(const GpuRun& run) const {
-  if (std::find(stored_to_.begin(), stored_to_.end(), run.server) == stored_to_.end()) return nullptr;
+  if (group_of(run) == stored_to_.size()) return nullptr;
   const MemorySpan there = pipeline_.fabric_.mapped(run.peer, run.to_region);
   const bool holds = there.kind == MemoryKind::cuda && run.to <= there.bytes && run.bytes <= there.bytes - run.to;
   return holds ? there.address + run.to : nullptr;
@@ -44,28 +48,54 @@ std::optional<GpuCopy> GpuSender::stores_of(const std::vector<GpuRun>& runs,
   jobs.reserve(runs.size());
   for (const GpuRun& run : runs) {
     std::byte* const to = mapped_target(run);
-    const auto group = std::find(stored_to_.begin(), stored_to_.end(), run.server) - stored_to_.begin();
-    if (to != nullptr) jobs.push_back({source(run), to, run.bytes, static_cast<std::uint32_t>(group)});
+    if (to != nullptr) jobs.push_back({source(run), to, run.bytes, static_cast<std::uint32_t>(group_of(run))});
   }
   if (jobs.empty()) return std::nullopt;
   return GpuCopy(jobs);
 }
 
-// Once launched it runs to its end, for servers too that are dropped meanwhile: as puts do that were posted.
+// Likewise; empty where there is nothing to copy.
+std::vector<CudaCopies> GpuSender::copies_of(const std::vector<GpuRun>& runs) const {
+  std::vector<CudaCopies> copies;
+  for (const GpuRun& run : runs) {
+    std::byte* const to = mapped_target(run);
+    if (to == nullptr) continue;
+    copies.resize(stored_to_.size());
+    copies[group_of(run)].add(to, pipeline_.fabric_.memory(run.from_region).address + run.from, run.bytes);
+  }
+  return copies;
+}
+
+// ---- one version ----
+
+// What is launched runs to its end, for servers too that are dropped meanwhile: as puts do that were posted.
+bool GpuSender::may_store() {
+  if (pipeline_.fabric_.lease_holds()) return true;
+  pipeline_.fail(Status(Code::refused, fmt::format("{}, version {}: stores to servers' GPUs not made: the lease has "
+                                                   "run out, the controller has not been heard in time",
+                                                   name_of(pipeline_.catalog_), pipeline_.version_)));
+  return false;
+}
+
+bool GpuSender::is_dropped(std::size_t group) const { return pipeline_.servers_[stored_to_[group]]->dropped; }
+
 void GpuSender::store(const GpuCopy& stores, const CudaStream& stream) {
   std::uint64_t left_out = 0;
   for (std::size_t group = 0; group < stored_to_.size(); ++group) {
-    const Pipeline::ServerLink& link = *pipeline_.servers_[stored_to_[group]];
-    if (link.dropped) left_out |= std::uint64_t{1} << group;
-  }
-  if (!pipeline_.fabric_.lease_holds()) {
-    pipeline_.fail(Status(Code::refused, fmt::format("{}, version {}: stores to servers' GPUs not made: the lease has "
-                                                     "run out, the controller has not been heard in time",
-                                                     name_of(pipeline_.catalog_), pipeline_.version_)));
-    return;
+    if (is_dropped(group)) left_out |= std::uint64_t{1} << group;
   }
   stores.launch(stream, kStoringBlocks, left_out);
-  stored_.record(stream);
+}
+
+// Copies to one server after the other, each trainer beginning with another one: two that copied to the same server at
+// once would have half of its link each, and go on to the next one together.
+void GpuSender::move_out(Batch& batch) {
+  if (!may_store()) return;
+  if (batch.stores) store(*batch.stores, storing_);
+  for (std::size_t group = 0; group < batch.copies.size(); ++group) {
+    if (!is_dropped(group)) batch.copies[group].launch(storing_);
+  }
+  stored_.record(storing_);
 }
 
 }  // namespace weightcast

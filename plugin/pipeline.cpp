@@ -101,10 +101,10 @@ void Pipeline::reset_for(std::uint64_t version, std::uint64_t token) {
     const std::scoped_lock lock(amax_mutex_);
     amax_folded_ = false;
   }
-  for (auto& [key, grid] : grids_) {
-    std::fill(grid.own.begin(), grid.own.end(), 0.0F);
-    if (grid.is_exchanged) std::fill(grid.foreign.begin(), grid.foreign.end(), 0.0F);
+  if (!gpu_) {  // which has its own on the GPU
+    for (auto& [key, grid] : grids_) std::fill(grid.own.begin(), grid.own.end(), 0.0F);
   }
+  for (auto* item : exchanged_) std::fill(item->second.foreign.begin(), item->second.foreign.end(), 0.0F);
   for (const auto& link : servers_) {
     link->signalled.reset();
     for (const auto& covered : link->signals) {
@@ -337,12 +337,12 @@ void Pipeline::send_scales(Worker& worker) {
   }
 }
 
-// After the puts of a chunk: whoever submits the last puts that a signal covers submits the signal behind them.
-void Pipeline::signal_complete(const std::vector<Target>& targets) {
+// After the puts of chunks: whoever submits the last puts that a signal covers submits the signal behind them.
+void Pipeline::signal_complete(const std::vector<Target>& targets, std::size_t chunks) {
   for (const Target& target : targets) {
     ServerLink& link = *servers_[target.server];
     Covered& covered = *link.signals[target.signal];
-    if (--covered.waits_for != 0 || link.dropped) continue;
+    if ((covered.waits_for -= chunks) != 0 || link.dropped) continue;
     const Signal signal{token_,    version_,      Role::trainer, catalog_.rank,
                         link.rank, target.signal, covered.bytes, covered.digest};
     const Status status = fabric_.signal(link.peer, encode(signal), &link.signalled, deadline_);

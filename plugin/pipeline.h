@@ -169,7 +169,7 @@ class Pipeline {
                                             const MatrixView& view);
   [[nodiscard]] float tensor_amax(std::uint32_t entry, const std::array<std::int64_t, kMaxAxes>& origin) const;
   void send_scales(Worker& worker);
-  void signal_complete(const std::vector<Target>& targets);
+  void signal_complete(const std::vector<Target>& targets, std::size_t chunks = 1);
   void await_signals();
   void put_matrix(const std::vector<Target>& targets, const Box& frame, const MatrixView& view, std::uint64_t element,
                   RegionId region, std::uint64_t offset, std::int64_t pitch, Tally& tally);
@@ -204,6 +204,7 @@ class Pipeline {
   std::mutex servers_mutex_;  // held to change the list, and by drop()
   std::vector<std::unique_ptr<ServerLink>> servers_;
   std::map<GridKey, BlockGrid> grids_;
+  std::vector<std::map<GridKey, BlockGrid>::value_type*> exchanged_;  // those to which others' maxima come
   std::vector<Spanning> spanning_;
   std::vector<Outgoing> outgoing_;
   std::vector<std::unique_ptr<Worker>> workers_;  // of the team's first threads

@@ -243,6 +243,10 @@ void Pipeline::prepare_amax(const Routes& routes) {
     incoming_.push_back({0, std::vector<std::byte>(values_of(message) * sizeof(float))});
     for (const AmaxPart& run : message.parts) grids_.at({run.to_entry, run.recipe}).is_exchanged = true;
   }
+  exchanged_.clear();
+  for (auto& item : grids_) {
+    if (item.second.is_exchanged) exchanged_.push_back(&item);
+  }
 }
 
 }  // namespace weightcast

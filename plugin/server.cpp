@@ -162,6 +162,16 @@ struct Server::State final : FabricListener {
     answer.first_contact_s = seconds_since(start);
     loop->post(std::move(answer));
   }
+  // All signals that wait, those that came during the last call: their digests run side by side.
+  void verify_all() {
+    {
+      const std::scoped_lock lock(signals_mutex);
+      taken_signals.swap(signals);
+    }
+    for (const Signal& signal : taken_signals) verifier.begin(*landing, signal);
+    for (const Signal& signal : taken_signals) verify(signal);
+    taken_signals.clear();
+  }
   void verify(const Signal& signal) {
     const auto start = Clock::now();
     SignalArrived arrived{signal, verifier.verify(*landing, signal), 0};
@@ -185,7 +195,10 @@ struct Server::State final : FabricListener {
   void on_message(std::span<const std::byte> bytes) override {
     const FabricMessage message = parse_fabric_message(bytes);
     const auto* signal = std::get_if<Signal>(&message);
-    if (signal != nullptr) worker.submit([this, said = *signal] { verify(said); });
+    if (signal == nullptr) return;
+    const std::scoped_lock lock(signals_mutex);
+    signals.push_back(*signal);
+    if (signals.size() == 1) worker.submit([this] { verify_all(); });
   }
   void on_peer_failure(PeerId id, const Status& cause) override {
     if (const auto name = links.fail(id)) loop->post(PeerFailed{name->role, name->rank, cause.message()});
@@ -198,6 +211,9 @@ struct Server::State final : FabricListener {
   Verifier verifier;  // of the worker's thread
   Relay relay;
   PeerLinks links;
+  std::mutex signals_mutex;
+  std::vector<Signal> signals;        // that wait to be verified; guarded by signals_mutex
+  std::vector<Signal> taken_signals;  // of the worker's thread
   std::mutex fabric_mutex;
   Fabric* fabric_now = nullptr;                                     // guarded by fabric_mutex
   std::atomic<Clock::time_point> lease_until{Clock::time_point{}};  // no put before the controller's first answer

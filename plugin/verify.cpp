@@ -85,33 +85,39 @@ bool Verifier::is_on_gpu(std::size_t part) const {
   return catalog_.regions[catalog_.entries[parts_[part].entry].region].kind == MemoryKind::cuda;
 }
 
-Digest Verifier::digest_on_gpu(std::size_t first, std::size_t end, const LandingMemory& landing,
-                               std::uint64_t version) {
-  const auto address_of = [&](const Part& part) {
-    return landing.region_start(catalog_.entries[part.entry].region) + part.byte_offset;
-  };
-  const Region& region = catalog_.regions[catalog_.entries[parts_[first].entry].region];
-  const int device = check_cuda_memory({reinterpret_cast<std::byte*>(region.address), region.bytes, MemoryKind::cuda});
-  const CudaContextScope current(device);
-  auto& known = on_gpu_[first];
+Verifier::OnGpu& Verifier::begin_on_gpu(const Lot& lot, const LandingMemory& landing, std::uint64_t version) {
+  auto& known = on_gpu_[lot.first];
   if (!known) {
+    const Region& region = catalog_.regions[catalog_.entries[parts_[lot.first].entry].region];
+    const int device =
+        check_cuda_memory({reinterpret_cast<std::byte*>(region.address), region.bytes, MemoryKind::cuda});
+    const CudaContextScope current(device);
     std::vector<GpuDigestJob> jobs;
-    for (std::size_t index = first; index < end; ++index) {
+    for (std::size_t index = lot.first; index < lot.end; ++index) {
       const Part& part = parts_[index];
-      jobs.push_back({address_of(part), part.rows, part.row_bytes, part.row_stride, part.frame, 0, false});
+      jobs.push_back({landing.region_start(catalog_.entries[part.entry].region) + part.byte_offset, part.rows,
+                      part.row_bytes, part.row_stride, part.frame, 0, false});
     }
-    known = std::make_unique<OnGpu>(OnGpu{device, GpuDigest(jobs), GpuFindings(1), CudaStream()});
+    known = std::make_unique<OnGpu>(OnGpu{device, GpuDigest(jobs), GpuFindings(1), CudaStream(), std::nullopt});
   }
+  if (known->begun == version) return *known;
+  const CudaContextScope current(known->device);
   known->findings.clear(known->stream);
   known->digest.launch(known->stream, version, known->findings);
   known->findings.fetch(known->stream);
-  known->stream.synchronize();
-  return known->findings.digest(0);
+  known->begun = version;
+  return *known;
 }
 
 Digest Verifier::digest_of(const Lot& lot, const LandingMemory& landing, std::uint64_t version) {
   if (lot.first == lot.end) return 0;
-  if (is_on_gpu(lot.first)) return digest_on_gpu(lot.first, lot.end, landing, version);
+  if (is_on_gpu(lot.first)) {
+    OnGpu& on_gpu = begin_on_gpu(lot, landing, version);
+    on_gpu.begun.reset();
+    const CudaContextScope current(on_gpu.device);
+    on_gpu.stream.synchronize();
+    return on_gpu.findings.digest(0);
+  }
   std::atomic<Digest> digest{0};
   std::atomic<std::size_t> next{lot.first};
   const auto work = [&](std::size_t) {
@@ -126,6 +132,17 @@ Digest Verifier::digest_of(const Lot& lot, const LandingMemory& landing, std::ui
 Verifier::Covered* Verifier::find(const Signal& signal) {
   const auto known = signals_.find({signal.role, signal.sender});
   return known == signals_.end() || signal.ordinal >= known->second.size() ? nullptr : &known->second[signal.ordinal];
+}
+
+void Verifier::begin(const LandingMemory& landing, const Signal& signal) noexcept {
+  try {
+    const Covered* covered = find(signal);
+    if (covered == nullptr) return;
+    for (const Lot& lot : covered->lots) {
+      if (lot.first != lot.end && is_on_gpu(lot.first)) (void)begin_on_gpu(lot, landing, signal.version);
+    }
+  } catch (const std::exception&) {  // verify() tries again, and says what fails
+  }
 }
 
 Status Verifier::verify(const LandingMemory& landing, const Signal& signal) {

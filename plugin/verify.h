@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -16,13 +17,15 @@
 
 namespace weightcast {
 
-// Threads: adopt() and verify() on one thread at a time; verify() uses `threads` in all and allocates nothing.
+// Threads: adopt(), begin() and verify() on one thread at a time; verify() uses `threads` in all and allocates nothing.
 class Verifier {
  public:
   // `catalog` outlives it.
   Verifier(const Catalog& catalog, std::size_t threads) : catalog_(catalog), team_(threads) {}
 
   void adopt(const ServerTable& table);
+  // Starts what a GPU digests of it, so that the digests of several signals run side by side; verify() ends it.
+  void begin(const LandingMemory& landing, const Signal& signal) noexcept;
   // Code::corrupted: what landed is not what the signal says. Code::invalid_argument: not a signal of the table.
   [[nodiscard]] Status verify(const LandingMemory& landing, const Signal& signal);
   // Of a signal that was verified last: the digest of what each of its Forwards passes on, in the table's order.
@@ -39,8 +42,6 @@ class Verifier {
     DigestFrame frame;  // its seed is the entry's digest_key()
   };
   [[nodiscard]] bool is_on_gpu(std::size_t part) const;
-  [[nodiscard]] Digest digest_on_gpu(std::size_t first, std::size_t end, const LandingMemory& landing,
-                                     std::uint64_t version);
   [[nodiscard]] Digest digest_of(const Part& part, const LandingMemory& landing, std::uint64_t version) const;
   // Parts that are passed on to the same servers, and so share a digest.
   struct Lot {
@@ -52,6 +53,15 @@ class Verifier {
     std::vector<Lot> lots;
     std::vector<Digest> forwarded;  // by forward
   };
+  // What one lot is to the GPU that holds it, laid out when it is asked for first.
+  struct OnGpu {
+    int device = 0;
+    GpuDigest digest;
+    GpuFindings findings{1};
+    CudaStream stream;
+    std::optional<std::uint64_t> begun;  // for this version
+  };
+  [[nodiscard]] OnGpu& begin_on_gpu(const Lot& lot, const LandingMemory& landing, std::uint64_t version);
   void add_signal(const ExpectedSender& sender, std::uint32_t ordinal, std::size_t first_piece);
   void add_parts_of(const Piece& piece);
   [[nodiscard]] Digest digest_of(const Lot& lot, const LandingMemory& landing, std::uint64_t version);
@@ -61,13 +71,6 @@ class Verifier {
   const Catalog& catalog_;
   std::vector<Part> parts_;
   std::map<RankKey, std::vector<Covered>> signals_;  // by sender and ordinal
-  // What one lot is to the GPU that holds it, laid out when it is asked for first.
-  struct OnGpu {
-    int device = 0;
-    GpuDigest digest;
-    GpuFindings findings{1};
-    CudaStream stream;
-  };
   std::map<std::size_t, std::unique_ptr<OnGpu>> on_gpu_;  // by first part
   Team team_;
 };

@@ -403,6 +403,38 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("copies in a batch move every run once, behind what was submitted before them") {
+  use_primary_cuda_context(0);
+  if (!CudaCopies::are_supported()) {
+    MESSAGE("SKIPPED: the driver is older than CUDA 12.8");
+    return;
+  }
+  constexpr std::uint64_t kBytes = 24 << 20;
+  constexpr std::byte kCopied{0x3C};
+  const CudaStream stream;
+  const DeviceBuffer from(kBytes);
+  const DeviceBuffer to(kBytes);
+  Random random(11);
+  CudaCopies copies;
+  std::vector<std::byte> expected(kBytes, kUntouched);
+  for (std::uint64_t at = 0; at + (3 << 20) < kBytes; at += 1 << 20) {
+    const std::uint64_t bytes = 1 + random() % (3 << 20);
+    at += random() % 1000;
+    copies.add(to.get() + at, from.get() + random() % (kBytes - bytes), bytes);
+    std::fill_n(expected.begin() + static_cast<std::ptrdiff_t>(at), bytes, kCopied);
+    at += bytes;
+  }
+  for (int round = 0; round < 2; ++round) {
+    fill_async(from.get(), kUntouched, kBytes, stream);
+    fill_async(to.get(), kUntouched, kBytes, stream);
+    spin_on_gpu(stream, 2000);
+    fill_async(from.get(), kCopied, kBytes, stream);
+    copies.launch(stream);
+    CHECK((read(to.get(), kBytes, stream) == expected));
+  }
+  CudaCopies().launch(stream);  // nothing
+}
+
 TEST_CASE("the amax of a whole tensor is measured alone, for scales that are made elsewhere") {
   use_primary_cuda_context(0);
   const CudaStream stream;

@@ -112,29 +112,37 @@ TEST_CASE(
   CHECK(gather_runs({}, 1).runs.empty());
 }
 
-TEST_CASE("a kernel stores what is short and mapped, all else is put, and nothing is lost or done twice") {
-  const std::uint64_t edge = kShortestPutBetweenGpus;
+TEST_CASE("of what is mapped the short is stored and the long copied, all else is put, and nothing is lost or done twice") {
+  const std::uint64_t copied = kShortestCopyBetweenGpus;
+  const std::uint64_t put = kShortestPutBetweenGpus;
+  const std::vector<GpuRun> expert = {run(0, 0, 0, 3 * MiB), run(0, 3 * MiB, 6 * MiB, 3 * MiB)};
+  const std::vector<GpuRun> elsewhere = {run(1, 0, 0, 768), run(1, 1 * MiB, 0, put)};
+  const std::vector<GpuRun> around_copy = {run(0, 0, 0, copied - 1), run(0, copied, copied, copied)};
+  const std::vector<GpuRun> around_put = {run(0, 0, 0, put - 1), run(0, put, put, put)};
   struct Row {
     const char* what;
     std::vector<GpuRun> runs;  // server 0 is mapped, server 1 is not
+    bool can_copy;
     Sizes stored;
+    Sizes copied;
     Sizes put;
   };
   const std::vector<Row> table = {
-      {"nothing", {}, {}, {}},
-      {"an expert's rows of one of two trainers",
-       {run(0, 0, 0, 3 * MiB), run(0, 3 * MiB, 6 * MiB, 3 * MiB)},
-       {3 * MiB, 3 * MiB},
-       {}},
-      {"a row of scales", {run(0, 0, 4, 768)}, {768}, {}},
-      {"just short of a put, and just one", {run(0, 0, 0, edge - 1), run(0, edge, edge, edge)}, {edge - 1}, {edge}},
-      {"a server elsewhere", {run(1, 0, 0, 768), run(1, 1 * MiB, 0, edge)}, {}, {768, edge}},
-      {"both in turn", {run(0, 0, 0, 1), run(1, 0, 0, 2), run(0, 5, 9, 3), run(1, 5, 9, 4)}, {1, 3}, {2, 4}},
+      {"nothing", {}, true, {}, {}, {}},
+      {"an expert's rows of one of two trainers", expert, true, {}, {3 * MiB, 3 * MiB}, {}},
+      {"the same with an older driver", expert, false, {3 * MiB, 3 * MiB}, {}, {}},
+      {"a row of scales", {run(0, 0, 4, 768)}, true, {768}, {}, {}},
+      {"just short of a copy, and just one", around_copy, true, {copied - 1}, {copied}, {}},
+      {"just short of a put, and just one, with an older driver", around_put, false, {put - 1}, {}, {put}},
+      {"a server elsewhere", elsewhere, true, {}, {}, {768, put}},
+      {"both in turn", {run(0, 0, 0, 1), run(1, 0, 0, 2), run(0, 5, 9, 3), run(1, 5, 9, 4)}, true, {1, 3}, {}, {2, 4}},
   };
   for (const Row& row : table) {
     CAPTURE(row.what);
-    const GpuRuns parted = part_runs(row.runs, [](const GpuRun& it) { return it.server == 0; });
+    const GpuRuns parted = part_runs(
+        row.runs, [](const GpuRun& it) { return it.server == 0; }, row.can_copy);
     CHECK(bytes_of(parted.stored) == row.stored);
+    CHECK(bytes_of(parted.copied) == row.copied);
     CHECK(bytes_of(parted.put) == row.put);
   }
 }

@@ -104,6 +104,9 @@ bool resolve_all(void* library, CudaDriver& it) {
          resolve(library, "cuLibraryGetKernel", it.library_kernel) && resolve(library, "cuLaunchKernel", it.launch);
 }
 
+// What newer drivers have.
+void resolve_optional(void* library, CudaDriver& it) { (void)resolve(library, "cuMemcpyBatchAsync", it.copy_batch); }
+
 }  // namespace
 
 const CudaDriver& cuda_driver() {
@@ -115,6 +118,7 @@ const CudaDriver& cuda_driver() {
     Found it;
     void* library = ::dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
     it.usable = library != nullptr && resolve_all(library, it.driver) && it.driver.init(0) == 0;
+    if (it.usable) resolve_optional(library, it.driver);
     return it;
   }();
   if (!found.usable)

@@ -37,6 +37,10 @@ struct CudaDriver {
   int (*pinned_allocate)(void**, std::size_t, unsigned);
   int (*pinned_free)(void*);
   int (*copy_async)(CudaAddress, CudaAddress, std::size_t, CUstream_st*);
+  // Many at once: targets, sources, bytes, their number; CUmemcpyAttributes, the first copy of each, their number; the
+  // copy that failed. nullptr: the driver is older than CUDA 12.8.
+  int (*copy_batch)(CudaAddress*, CudaAddress*, std::size_t*, std::size_t, void*, std::size_t*, std::size_t,
+                    std::size_t*, CUstream_st*);
   int (*copy_between)(CudaAddress, CUctx_st*, CudaAddress, CUctx_st*, std::size_t, CUstream_st*);
   int (*fill_async)(CudaAddress, unsigned char, std::size_t, CUstream_st*);
   int (*stream_create)(CUstream_st**, unsigned, int);

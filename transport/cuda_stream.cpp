@@ -93,6 +93,26 @@ void fill_async(std::byte* memory, std::byte value, std::uint64_t bytes, const C
              "filling memory");
 }
 
+bool CudaCopies::are_supported() { return cuda_driver().copy_batch != nullptr; }
+void CudaCopies::add(std::byte* to, const std::byte* from, std::uint64_t bytes) {
+  to_.push_back(address_of(to));
+  from_.push_back(address_of(from));
+  bytes_.push_back(bytes);
+}
+void CudaCopies::launch(const CudaStream& stream) {
+  if (bytes_.empty()) return;
+  struct {  // CUmemcpyAttributes
+    int source_access_order = 1;  // CU_MEMCPY_SRC_ACCESS_ORDER_STREAM: behind what was submitted before
+    std::array<int, 4> location_hints{};
+    unsigned flags = 0;
+  } attributes;
+  std::size_t first = 0;
+  std::size_t failed = 0;
+  check_cuda(cuda_driver().copy_batch(to_.data(), from_.data(), bytes_.data(), bytes_.size(), &attributes, &first, 1,
+                                      &failed, stream.get()),
+             "copying in a batch");
+}
+
 void copy_between_devices(std::byte* to, int to_device, const std::byte* from, int from_device, std::uint64_t bytes,
                           const CudaStream& stream) {
   check_cuda(cuda_driver().copy_between(address_of(to), primary_cuda_context(to_device), address_of(from),

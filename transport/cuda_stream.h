@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "transport/base/status.h"
 #include "transport/cuda_driver.h"
@@ -96,6 +97,21 @@ class PinnedBuffer {
 // Enqueued: between any two of device memory and pinned memory.
 void copy_async(std::byte* to, const std::byte* from, std::uint64_t bytes, const CudaStream& stream);
 void fill_async(std::byte* memory, std::byte value, std::uint64_t bytes, const CudaStream& stream);
+
+// Copies between memories of this device and of others that are mapped here. One call enqueues all: they do not wait
+// for one another, so that copy engines move runs of 1 MiB as fast as long ones.
+class CudaCopies {
+ public:
+  // The driver can: CUDA 12.8 or newer.
+  [[nodiscard]] static bool are_supported();
+  void add(std::byte* to, const std::byte* from, std::uint64_t bytes);
+  // Enqueued; nothing is allocated.
+  void launch(const CudaStream& stream);
+
+ private:
+  std::vector<CudaAddress> to_, from_;
+  std::vector<std::size_t> bytes_;
+};
 
 // Enqueued: from one device's memory into another's, over what links them. Directly where reach_cuda_device() was
 // called before for the device of the current context, else through the host.

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 import weightcast
 
-# A trainer's half of big.weight is a run that is put; of the experts, which servers stack, it is rows between the other
-# trainer's, which a kernel stores.
+# A trainer's half of big.weight is a run that copy engines move; of the experts, which servers stack, it is rows between
+# the other trainer's, which a kernel stores.
 EXPERTS = tuple(f"experts.{expert}.weight" for expert in range(6))
 SHAPES = {"mlp.weight": (576, 1024), "big.weight": (8192, 4096), **dict.fromkeys(EXPERTS, (384, 256)),
           "embed.weight": (1000, 128), "norm.weight": (1024,)}
