@@ -172,12 +172,12 @@ void GpuSender::lay_out_batches(std::size_t first_chunk, std::size_t end_chunk) 
   finish();
 }
 
-void GpuSender::append(std::vector<GpuRun>& runs, const GpuRun& run) const {
+void GpuSender::append(std::vector<ByteRun>& runs, const ByteRun& run) const {
   append_run(runs, run, pipeline_.config_.performance.chunk_bytes);
 }
 
-GpuRun GpuSender::run_to(const Pipeline::Target& target, const Box& frame, const MatrixView& view) {
-  GpuRun run;
+ByteRun GpuSender::run_to(const Pipeline::Target& target, const Box& frame, const MatrixView& view) {
+  ByteRun run;
   run.server = target.server;
   run.peer = target.peer;
   run.to_region = target.region;
@@ -185,7 +185,7 @@ GpuRun GpuSender::run_to(const Pipeline::Target& target, const Box& frame, const
   return run;
 }
 
-void GpuSender::append_runs(const Part& part, std::size_t slot, std::vector<GpuRun>& runs) const {
+void GpuSender::append_runs(const Part& part, std::size_t slot, std::vector<ByteRun>& runs) const {
   const Pipeline::StepJob& job = pipeline_.jobs_[pipeline_.chunks_[part.chunk].job];
   const TrainerStep& step = pipeline_.table_.steps[job.step];
   const Entry& entry = pipeline_.catalog_.entries[step.entry];
@@ -196,7 +196,7 @@ void GpuSender::append_runs(const Part& part, std::size_t slot, std::vector<GpuR
   for (const Pipeline::Target& target : job.targets) {
     const std::int64_t target_pitch = row_stride(target.strides, step.frame.axes);
     const bool gapless = part.view.rows == 1 || (pitch == width && target_pitch == width);
-    GpuRun run = run_to(target, frame, stored);
+    ByteRun run = run_to(target, frame, stored);
     run.from_region = job.as_it_is ? pipeline_.source_regions_[entry.region] : scratch_region_;
     run.from = job.as_it_is ? byte_at(entry, part.view.origin) : slot * slot_bytes_ + part.offset;
     run.bytes = static_cast<std::uint64_t>(gapless ? width * part.view.rows : width);
@@ -211,7 +211,7 @@ void GpuSender::append_runs(const Part& part, std::size_t slot, std::vector<GpuR
 void GpuSender::finish_batch(Batch batch, bool as_it_is, Recipe recipe, std::size_t slot) {
   std::vector<GpuCastJob> casts;
   std::vector<GpuDigestJob> digests;
-  std::vector<GpuRun> runs;
+  std::vector<ByteRun> runs;
   for (const Part& part : batch.parts) {
     const auto number = static_cast<std::uint32_t>(as_it_is ? digests.size() : casts.size());
     const GpuCastJob job = cast_job(part, slot, number);
@@ -229,9 +229,9 @@ void GpuSender::finish_batch(Batch batch, bool as_it_is, Recipe recipe, std::siz
   } else {
     batch.cast.emplace(recipe, casts);
   }
-  GpuRuns parted = part_runs(
-      runs, [this](const GpuRun& run) { return mapped_target(run) != nullptr; }, CudaCopies::are_supported());
-  batch.stores = stores_of(parted.stored, [this](const GpuRun& run) {
+  PartedRuns parted = part_runs(
+      runs, [this](const ByteRun& run) { return mapped_target(run) != nullptr; }, CudaCopies::are_supported());
+  batch.stores = stores_of(parted.stored, [this](const ByteRun& run) {
     return pipeline_.fabric_.memory(run.from_region).address + run.from;
   });
   batch.copies = copies_of(parted.copied);
@@ -349,8 +349,8 @@ void GpuSender::deliver(std::size_t batch, std::size_t slot) {
   }
 }
 
-void GpuSender::put(const std::vector<GpuRun>& runs, Tally& tally) {
-  for (const GpuRun& run : runs) {
+void GpuSender::put(const std::vector<ByteRun>& runs, Tally& tally) {
+  for (const ByteRun& run : runs) {
     const Pipeline::ServerLink& link = *pipeline_.servers_[run.server];
     if (pipeline_.stopped()) return;
     if (link.dropped) continue;

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "plugin/gpu_ring.h"
-#include "plugin/gpu_runs.h"
+#include "plugin/byte_runs.h"
 #include "plugin/pipeline.h"
 #include "quant/gpu.h"
 
@@ -49,7 +49,7 @@ class GpuSender final : private GpuRing::Work {
     std::vector<Part> parts;
     std::optional<GpuCopy> stores;
     std::vector<CudaCopies> copies;  // by server of stored_to_
-    std::vector<GpuRun> puts;
+    std::vector<ByteRun> puts;
     std::optional<GpuCast> cast;      // or
     std::optional<GpuDigest> digest;  // of what is put from where it stands
   };
@@ -78,16 +78,16 @@ class GpuSender final : private GpuRing::Work {
   void deliver(std::size_t batch, std::size_t slot) override;
   [[nodiscard]] bool has_to_stop() override;
 
-  void append(std::vector<GpuRun>& runs, const GpuRun& run) const;
-  [[nodiscard]] static GpuRun run_to(const Pipeline::Target& target, const Box& frame, const MatrixView& view);
-  void append_runs(const Part& part, std::size_t slot, std::vector<GpuRun>& runs) const;
-  void put(const std::vector<GpuRun>& runs, Tally& tally);
+  void append(std::vector<ByteRun>& runs, const ByteRun& run) const;
+  [[nodiscard]] static ByteRun run_to(const Pipeline::Target& target, const Box& frame, const MatrixView& view);
+  void append_runs(const Part& part, std::size_t slot, std::vector<ByteRun>& runs) const;
+  void put(const std::vector<ByteRun>& runs, Tally& tally);
   // The run's target in this process's view of the server's GPU; nullptr: there is none.
-  [[nodiscard]] std::byte* mapped_target(const GpuRun& run) const;
-  [[nodiscard]] std::size_t group_of(const GpuRun& run) const;  // index in stored_to_; its size: in none
-  [[nodiscard]] std::optional<GpuCopy> stores_of(const std::vector<GpuRun>& runs,
-                                                 const std::function<const std::byte*(const GpuRun&)>& source) const;
-  [[nodiscard]] std::vector<CudaCopies> copies_of(const std::vector<GpuRun>& runs) const;
+  [[nodiscard]] std::byte* mapped_target(const ByteRun& run) const;
+  [[nodiscard]] std::size_t group_of(const ByteRun& run) const;  // index in stored_to_; its size: in none
+  [[nodiscard]] std::optional<GpuCopy> stores_of(const std::vector<ByteRun>& runs,
+                                                 const std::function<const std::byte*(const ByteRun&)>& source) const;
+  [[nodiscard]] std::vector<CudaCopies> copies_of(const std::vector<ByteRun>& runs) const;
   [[nodiscard]] bool may_store();
   [[nodiscard]] bool is_dropped(std::size_t group) const;
   void store(const GpuCopy& stores, const CudaStream& stream);
@@ -101,7 +101,7 @@ class GpuSender final : private GpuRing::Work {
   [[nodiscard]] GpuCastJob cast_job(const Part& part, std::size_t slot, std::uint32_t number) const;
   void lay_out_scales();
   void lay_out_tensor_scales();
-  void lay_out_gathering(std::vector<GpuRun> rows);
+  void lay_out_gathering(std::vector<ByteRun> rows);
   void lay_out_measuring();
   void require_measurable(std::uint32_t entry, Recipe recipe) const;
   void begin_measuring();
@@ -144,7 +144,7 @@ class GpuSender final : private GpuRing::Work {
   PinnedBuffer tensor_scales_host_;
   std::optional<GpuCopy> tensor_scales_copy_;
   std::optional<GpuCopy> scale_stores_;
-  std::vector<GpuRun> scale_runs_;
+  std::vector<ByteRun> scale_runs_;
   DeviceBuffer gathered_;  // scales, run by run
   std::optional<RegionId> gathered_region_;
   std::optional<GpuCopy> gathering_;

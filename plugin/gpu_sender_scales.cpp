@@ -13,7 +13,7 @@ void GpuSender::lay_out_scales() {
   scale_lots_.clear();
   std::map<std::vector<std::pair<std::uint32_t, std::uint32_t>>, std::uint32_t> lots;  // by servers and their signals
   std::vector<GpuDigestJob> digests;
-  std::vector<GpuRun> rows;  // `from` is in scales_ yet
+  std::vector<ByteRun> rows;  // `from` is in scales_ yet
   for (std::size_t index = 0; index < pipeline_.scale_jobs_.size(); ++index) {
     const Pipeline::ScaleJob& job = pipeline_.scale_jobs_[index];
     const TrainerScaleStep& step = pipeline_.table_.scale_steps[job.step];
@@ -33,7 +33,7 @@ void GpuSender::lay_out_scales() {
       digests.push_back({scales_.get() + offset, static_cast<std::uint64_t>(view.rows), row_bytes, pitch,
                          digest_frame(job.digest_key, step.frame, view, element), lot->second, false});
       for (const Pipeline::Target& target : job.targets) {
-        GpuRun run = run_to(target, step.frame, view);
+        ByteRun run = run_to(target, step.frame, view);
         run.from = offset;
         run.bytes = row_bytes;
         for (std::int64_t row = 0; row < view.rows; ++row) {
@@ -47,8 +47,8 @@ void GpuSender::lay_out_scales() {
   lay_out_tensor_scales();
   scale_digest_.emplace(digests);
   scale_findings_ = std::make_unique<GpuFindings>(static_cast<std::uint32_t>(scale_lots_.size()));
-  GpuRuns parted = part_runs(rows, [this](const GpuRun& row) { return mapped_target(row) != nullptr; }, false);
-  scale_stores_ = stores_of(parted.stored, [this](const GpuRun& row) { return scales_.get() + row.from; });
+  PartedRuns parted = part_runs(rows, [this](const ByteRun& row) { return mapped_target(row) != nullptr; }, false);
+  scale_stores_ = stores_of(parted.stored, [this](const ByteRun& row) { return scales_.get() + row.from; });
   lay_out_gathering(std::move(parted.put));
 }
 
@@ -82,7 +82,7 @@ void GpuSender::make_tensor_scales() {
 }
 
 // Neighbouring tensors' scales are neighbours on servers: gathered in the order of their memory, they are few runs.
-void GpuSender::lay_out_gathering(std::vector<GpuRun> rows) {
+void GpuSender::lay_out_gathering(std::vector<ByteRun> rows) {
   Gathering gathering = gather_runs(std::move(rows), pipeline_.config_.performance.chunk_bytes);
   if (gathered_region_) pipeline_.fabric_.release(*gathered_region_);
   gathered_region_.reset();
@@ -97,7 +97,7 @@ void GpuSender::lay_out_gathering(std::vector<GpuRun> rows) {
   }
   gathering_.emplace(copies);
   scale_runs_ = std::move(gathering.runs);
-  for (GpuRun& run : scale_runs_) run.from_region = *gathered_region_;
+  for (ByteRun& run : scale_runs_) run.from_region = *gathered_region_;
 }
 
 // Behind all casts, and beside what still goes out of the last ones.

@@ -30,11 +30,11 @@ void GpuSender::find_stored_to() {
   }
 }
 
-std::size_t GpuSender::group_of(const GpuRun& run) const {
+std::size_t GpuSender::group_of(const ByteRun& run) const {
   return static_cast<std::size_t>(std::find(stored_to_.begin(), stored_to_.end(), run.server) - stored_to_.begin());
 }
 
-std::byte* GpuSender::mapped_target(const GpuRun& run) const {
+std::byte* GpuSender::mapped_target(const ByteRun& run) const {
   if (group_of(run) == stored_to_.size()) return nullptr;
   const MemorySpan there = pipeline_.fabric_.mapped(run.peer, run.to_region);
   const bool holds = there.kind == MemoryKind::cuda && run.to <= there.bytes && run.bytes <= there.bytes - run.to;
@@ -42,11 +42,11 @@ std::byte* GpuSender::mapped_target(const GpuRun& run) const {
 }
 
 // Of runs that have a mapped_target(), but for those to servers that were disconnected since.
-std::optional<GpuCopy> GpuSender::stores_of(const std::vector<GpuRun>& runs,
-                                            const std::function<const std::byte*(const GpuRun&)>& source) const {
+std::optional<GpuCopy> GpuSender::stores_of(const std::vector<ByteRun>& runs,
+                                            const std::function<const std::byte*(const ByteRun&)>& source) const {
   std::vector<GpuCopyJob> jobs;
   jobs.reserve(runs.size());
-  for (const GpuRun& run : runs) {
+  for (const ByteRun& run : runs) {
     std::byte* const to = mapped_target(run);
     if (to != nullptr) jobs.push_back({source(run), to, run.bytes, static_cast<std::uint32_t>(group_of(run))});
   }
@@ -55,9 +55,9 @@ std::optional<GpuCopy> GpuSender::stores_of(const std::vector<GpuRun>& runs,
 }
 
 // Likewise; empty where there is nothing to copy.
-std::vector<CudaCopies> GpuSender::copies_of(const std::vector<GpuRun>& runs) const {
+std::vector<CudaCopies> GpuSender::copies_of(const std::vector<ByteRun>& runs) const {
   std::vector<CudaCopies> copies;
-  for (const GpuRun& run : runs) {
+  for (const ByteRun& run : runs) {
     std::byte* const to = mapped_target(run);
     if (to == nullptr) continue;
     copies.resize(stored_to_.size());

@@ -61,18 +61,6 @@ void Relay::lay_out(const ExpectedSender& sender, const Forward& forward, const 
   job.ordinal = forward.ordinal;
   const auto own_regions = landing.regions();
   const auto own_placements = landing.placements();
-  const auto append = [&](const Run& run) {
-    Run* last = job.runs.empty() ? nullptr : &job.runs.back();
-    const bool continues = last != nullptr && last->from_region == run.from_region &&
-                           last->to_region == run.to_region && last->from + last->bytes == run.from &&
-                           last->to + last->bytes == run.to &&
-                           last->bytes + run.bytes <= config_.performance.chunk_bytes;
-    if (continues) {
-      last->bytes += run.bytes;
-    } else {
-      job.runs.push_back(run);
-    }
-  };
   for (const ForwardedPiece& piece : forward.pieces) {
     const auto& [index, box] = sender.pieces[piece.piece];
     const Entry& entry = catalog_.entries[index];
@@ -88,11 +76,16 @@ void Relay::lay_out(const ExpectedSender& sender, const Forward& forward, const 
     const std::int64_t to_pitch = row_stride(piece.to.strides_bytes, entry.box.axes);
     const Box frame = stored_box(entry, entry.box);
     for_each_matrix(stored_box(entry, box), frame, [&](const MatrixView& view) {
-      Run run{own_regions[own.card_region], own.byte_offset + byte_at(entry, view.origin), other.card_region,
-              other.byte_offset + piece.to.byte_offset + offset_in_frame(frame, piece.to.strides_bytes, view.origin),
-              static_cast<std::uint64_t>(view.cols) * element};
+      ByteRun run{
+          job.link,
+          route->second.peer,
+          own_regions[own.card_region],
+          own.byte_offset + byte_at(entry, view.origin),
+          other.card_region,
+          other.byte_offset + piece.to.byte_offset + offset_in_frame(frame, piece.to.strides_bytes, view.origin),
+          static_cast<std::uint64_t>(view.cols) * element};
       for (std::int64_t row = 0; row < view.rows; ++row) {
-        append(run);
+        append_run(job.runs, run, config_.performance.chunk_bytes);
         run.from += static_cast<std::uint64_t>(from_pitch);
         run.to += static_cast<std::uint64_t>(to_pitch);
       }
@@ -170,11 +163,11 @@ RelayResult Relay::run() {
 
 void Relay::pass_on(const Job& job) {
   Link& link = *links_[job.link];
-  for (const Run& run : job.runs) {
+  for (const ByteRun& run : job.runs) {
     // Where rows lie behind each other, runs are as long as a chunk; a longer row is cut here.
     for (std::uint64_t done = 0; done < run.bytes && !link.dropped && !stopped();) {
       const std::uint64_t bytes = std::min(run.bytes - done, config_.performance.chunk_bytes);
-      const Put put{link.peer, run.from_region, run.from + done, run.to_region, run.to + done, bytes, &link.puts};
+      const Put put{run.peer, run.from_region, run.from + done, run.to_region, run.to + done, bytes, &link.puts};
       const Status status = fabric_->put(put, deadline_);
       if (!status.ok()) {
         if (!link.dropped && status.code() != Code::unreachable) fail(status);

@@ -14,6 +14,7 @@
 #include <span>
 #include <vector>
 
+#include "plugin/byte_runs.h"
 #include "plugin/landing.h"
 #include "plugin/peer_links.h"
 #include "plugin/signal.h"
@@ -63,20 +64,12 @@ class Relay {
     Tally puts;
     Tally signalled;
   };
-  // One run of bytes: what lies behind each other at both ends is one put.
-  struct Run {
-    RegionId from_region = 0;
-    std::uint64_t from = 0;
-    std::uint32_t to_region = 0;
-    std::uint64_t to = 0;
-    std::uint64_t bytes = 0;
-  };
   // What one Forward passes on.
   struct Job {
     std::size_t link = 0;
     std::uint32_t ordinal = 0;
     std::uint64_t bytes = 0;
-    std::vector<Run> runs;
+    std::vector<ByteRun> runs;  // each is one put
     Digest digest = 0;  // of the attempt, as the next
     bool is_ready = false;
   };

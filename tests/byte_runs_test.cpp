@@ -1,4 +1,4 @@
-#include "plugin/gpu_runs.h"
+#include "plugin/byte_runs.h"
 
 #include <doctest/doctest.h>
 
@@ -12,20 +12,20 @@ namespace {
 
 constexpr RegionId kScratch = 7;
 
-GpuRun run(std::size_t server, std::uint64_t from, std::uint64_t to, std::uint64_t bytes) {
+ByteRun run(std::size_t server, std::uint64_t from, std::uint64_t to, std::uint64_t bytes) {
   return {server, static_cast<PeerId>(10 + server), kScratch, from, 0, to, bytes};
 }
 
-std::vector<GpuRun> joined(const std::vector<GpuRun>& pieces, std::uint64_t most_bytes = 64 * MiB) {
-  std::vector<GpuRun> runs;
-  for (const GpuRun& piece : pieces) append_run(runs, piece, most_bytes);
+std::vector<ByteRun> joined(const std::vector<ByteRun>& pieces, std::uint64_t most_bytes = 64 * MiB) {
+  std::vector<ByteRun> runs;
+  for (const ByteRun& piece : pieces) append_run(runs, piece, most_bytes);
   return runs;
 }
 
-std::vector<std::uint64_t> bytes_of(const std::vector<GpuRun>& runs) {
+std::vector<std::uint64_t> bytes_of(const std::vector<ByteRun>& runs) {
   std::vector<std::uint64_t> bytes;
   bytes.reserve(runs.size());
-  for (const GpuRun& it : runs) bytes.push_back(it.bytes);
+  for (const ByteRun& it : runs) bytes.push_back(it.bytes);
   return bytes;
 }
 
@@ -49,9 +49,9 @@ namespace {
 using Memory = std::vector<std::uint8_t>;
 
 // What puts of `runs` out of `memory` make of the servers' memory, by server and region: byte by byte.
-std::map<std::pair<std::size_t, std::uint32_t>, Memory> moved(const std::vector<GpuRun>& runs, const Memory& memory) {
+std::map<std::pair<std::size_t, std::uint32_t>, Memory> moved(const std::vector<ByteRun>& runs, const Memory& memory) {
   std::map<std::pair<std::size_t, std::uint32_t>, Memory> servers;
-  for (const GpuRun& it : runs) {
+  for (const ByteRun& it : runs) {
     Memory& there = servers[{it.server, it.to_region}];
     there.resize(std::max(there.size(), it.to + it.bytes));
     std::copy_n(memory.begin() + static_cast<std::ptrdiff_t>(it.from), it.bytes,
@@ -61,11 +61,11 @@ std::map<std::pair<std::size_t, std::uint32_t>, Memory> moved(const std::vector<
 }
 
 // Rows of 1 to 40 bytes to three servers, which keep each other's neighbours apart or together; in the order of steps.
-std::vector<GpuRun> rows_of_steps(std::mt19937& random, Memory& memory) {
-  std::vector<GpuRun> rows;
+std::vector<ByteRun> rows_of_steps(std::mt19937& random, Memory& memory) {
+  std::vector<ByteRun> rows;
   std::map<std::pair<std::size_t, std::uint32_t>, std::uint64_t> filled;
   for (int step = 0; step < 300; ++step) {
-    GpuRun row = run(random() % 3, memory.size(), 0, 1 + random() % 40);
+    ByteRun row = run(random() % 3, memory.size(), 0, 1 + random() % 40);
     row.to_region = random() % 2;
     std::uint64_t& next = filled[{row.server, row.to_region}];
     row.to = next + (random() % 4 == 0 ? 4 : 0);  // another trainer's row stands between
@@ -115,13 +115,13 @@ TEST_CASE(
 TEST_CASE("of what is mapped the short is stored and the long copied, all else is put, and nothing is lost or done twice") {
   const std::uint64_t copied = kShortestCopyBetweenGpus;
   const std::uint64_t put = kShortestPutBetweenGpus;
-  const std::vector<GpuRun> expert = {run(0, 0, 0, 3 * MiB), run(0, 3 * MiB, 6 * MiB, 3 * MiB)};
-  const std::vector<GpuRun> elsewhere = {run(1, 0, 0, 768), run(1, 1 * MiB, 0, put)};
-  const std::vector<GpuRun> around_copy = {run(0, 0, 0, copied - 1), run(0, copied, copied, copied)};
-  const std::vector<GpuRun> around_put = {run(0, 0, 0, put - 1), run(0, put, put, put)};
+  const std::vector<ByteRun> expert = {run(0, 0, 0, 3 * MiB), run(0, 3 * MiB, 6 * MiB, 3 * MiB)};
+  const std::vector<ByteRun> elsewhere = {run(1, 0, 0, 768), run(1, 1 * MiB, 0, put)};
+  const std::vector<ByteRun> around_copy = {run(0, 0, 0, copied - 1), run(0, copied, copied, copied)};
+  const std::vector<ByteRun> around_put = {run(0, 0, 0, put - 1), run(0, put, put, put)};
   struct Row {
     const char* what;
-    std::vector<GpuRun> runs;  // server 0 is mapped, server 1 is not
+    std::vector<ByteRun> runs;  // server 0 is mapped, server 1 is not
     bool can_copy;
     Sizes stored;
     Sizes copied;
@@ -139,8 +139,8 @@ TEST_CASE("of what is mapped the short is stored and the long copied, all else i
   };
   for (const Row& row : table) {
     CAPTURE(row.what);
-    const GpuRuns parted = part_runs(
-        row.runs, [](const GpuRun& it) { return it.server == 0; }, row.can_copy);
+    const PartedRuns parted = part_runs(
+        row.runs, [](const ByteRun& it) { return it.server == 0; }, row.can_copy);
     CHECK(bytes_of(parted.stored) == row.stored);
     CHECK(bytes_of(parted.copied) == row.copied);
     CHECK(bytes_of(parted.put) == row.put);

@@ -1,4 +1,4 @@
-// What a GPU's sender moves, piece by piece, and which way each piece goes.
+// What a sender moves, piece by piece, and between GPUs, which way each piece goes.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +10,8 @@
 namespace weightcast {
 
 // Bytes that lie behind each other at both ends.
-struct GpuRun {
-  std::size_t server = 0;  // index into the pipeline's servers
+struct ByteRun {
+  std::size_t server = 0;  // index into the sender's servers
   PeerId peer = 0;
   RegionId from_region = 0;
   std::uint64_t from = 0;
@@ -29,7 +29,7 @@ inline constexpr std::uint64_t kShortestPutBetweenGpus = 16 * MiB;
 
 // Appends the run, or makes it part of one of the last, if it lies behind that at both ends and both together have at
 // most `most_bytes`: runs to several servers alternate.
-void append_run(std::vector<GpuRun>& runs, const GpuRun& run, std::uint64_t most_bytes);
+void append_run(std::vector<ByteRun>& runs, const ByteRun& run, std::uint64_t most_bytes);
 
 // Rows of one buffer, brought together in another in the order of their targets, so that neighbours there are one run.
 struct Gathering {
@@ -39,20 +39,20 @@ struct Gathering {
     std::uint64_t bytes = 0;
   };
   std::vector<Row> rows;
-  std::vector<GpuRun> runs;  // `from` is in the other buffer, of which from_region is not known yet
+  std::vector<ByteRun> runs;  // `from` is in the other buffer, of which from_region is not known yet
   std::uint64_t bytes = 0;
 };
-[[nodiscard]] Gathering gather_runs(std::vector<GpuRun> rows, std::uint64_t most_bytes);
+[[nodiscard]] Gathering gather_runs(std::vector<ByteRun> rows, std::uint64_t most_bytes);
 
-struct GpuRuns {
-  std::vector<GpuRun> stored;  // by a kernel of this process
-  std::vector<GpuRun> copied;  // by copy engines, in a batch
-  std::vector<GpuRun> put;
+struct PartedRuns {
+  std::vector<ByteRun> stored;  // by a kernel of this process
+  std::vector<ByteRun> copied;  // by copy engines, in a batch
+  std::vector<ByteRun> put;
 };
 // Every run once, in their order. Where `is_mapped` says that its target stands in this process as memory of a GPU, its
 // length decides: stored below kShortestCopyBetweenGpus and copied from there on, if `can_copy` in batches, else stored
 // below kShortestPutBetweenGpus.
-[[nodiscard]] GpuRuns part_runs(const std::vector<GpuRun>& runs, const std::function<bool(const GpuRun&)>& is_mapped,
+[[nodiscard]] PartedRuns part_runs(const std::vector<ByteRun>& runs, const std::function<bool(const ByteRun&)>& is_mapped,
                                 bool can_copy);
 
 }  // namespace weightcast
