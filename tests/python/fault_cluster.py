@@ -157,15 +157,15 @@ class ServerRank:
             self._engine.start()
 
     def _serve(self) -> None:
-        with contextlib.suppress(WeightcastError):  # a failed rank says so when asked for its state
-            while not self._stop:
-                with self._committing:
-                    state = self._handle.state()
-                    if state.phase == Phase.ALLOW_DUE and self._allows:
-                        self._handle.allow(state.next_version)
-                    if state.phase == Phase.COMMIT_DUE and self._commits:
-                        self._handle.commit(state.next_version)
-                time.sleep(0.002)
+        while not self._stop:
+            # An update may end between the question and the answer; a failed rank says so when asked for its state.
+            with self._committing, contextlib.suppress(WeightcastError):
+                state = self._handle.state()
+                if state.phase == Phase.ALLOW_DUE and self._allows:
+                    self._handle.allow(state.next_version)
+                if state.phase == Phase.COMMIT_DUE and self._commits:
+                    self._handle.commit(state.next_version)
+            time.sleep(0.002)
 
     def engine(self, commits: bool, allows: bool) -> None:
         with self._committing:
