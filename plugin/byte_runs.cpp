@@ -36,7 +36,8 @@ Gathering gather_runs(std::vector<ByteRun> rows, std::uint64_t most_bytes) {
   return gathering;
 }
 
-PartedRuns part_runs(const std::vector<ByteRun>& runs, const std::function<bool(const ByteRun&)>& is_mapped, bool can_copy) {
+PartedRuns part_runs(const std::vector<ByteRun>& runs, const std::function<bool(const ByteRun&)>& is_mapped,
+                     bool can_copy) {
   PartedRuns parted;
   for (const ByteRun& run : runs) {
     if (!is_mapped(run)) {

@@ -20,10 +20,10 @@ struct ByteRun {
   std::uint64_t bytes = 0;
 };
 
-// Between GPUs that are linked, a kernel stores short runs, many at once, at 371 GB/s; copy engines are faster and leave
-// the multiprocessors to the casts: 257, 390, 393 and 395 GB/s at 0.25, 1, 3 and 16 MiB where one call enqueues many
-// copies. Where that is not to be had, each is a put, and waits for the one before: 205, 317 and 364 GB/s at 1, 4 and
-// 16 MiB (H200, NVLink).
+// Between GPUs that are linked, a kernel stores short runs, many at once, at 371 GB/s; copy engines are faster and
+// leave the multiprocessors to the casts: 257, 390, 393 and 395 GB/s at 0.25, 1, 3 and 16 MiB where one call enqueues
+// many copies. Where that is not to be had, each is a put, and waits for the one before: 205, 317 and 364 GB/s at 1, 4
+// and 16 MiB (H200, NVLink).
 inline constexpr std::uint64_t kShortestCopyBetweenGpus = 1 * MiB;
 inline constexpr std::uint64_t kShortestPutBetweenGpus = 16 * MiB;
 
@@ -52,7 +52,7 @@ struct PartedRuns {
 // Every run once, in their order. Where `is_mapped` says that its target stands in this process as memory of a GPU, its
 // length decides: stored below kShortestCopyBetweenGpus and copied from there on, if `can_copy` in batches, else stored
 // below kShortestPutBetweenGpus.
-[[nodiscard]] PartedRuns part_runs(const std::vector<ByteRun>& runs, const std::function<bool(const ByteRun&)>& is_mapped,
-                                bool can_copy);
+[[nodiscard]] PartedRuns part_runs(const std::vector<ByteRun>& runs,
+                                   const std::function<bool(const ByteRun&)>& is_mapped, bool can_copy);
 
 }  // namespace weightcast

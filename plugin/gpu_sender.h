@@ -1,7 +1,7 @@
 // The sender's work where the shards are in the memory of a GPU: the same chunks, casts and digests as on the host, in
 // batches of many chunks, each one launch, through a ring of slots of device memory. Where a server's memory is mapped
-// into this process, what is short is stored there by a kernel and what is long by copy engines, behind the casts of its
-// batch; the rest is put.
+// into this process, what is short is stored there by a kernel and what is long by copy engines, behind the casts of
+// its batch; the rest is put.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +11,8 @@
 #include <optional>
 #include <vector>
 
-#include "plugin/gpu_ring.h"
 #include "plugin/byte_runs.h"
+#include "plugin/gpu_ring.h"
 #include "plugin/pipeline.h"
 #include "quant/gpu.h"
 
@@ -117,8 +117,9 @@ class GpuSender final : private GpuRing::Work {
   Pipeline& pipeline_;
   const int device_;
   GpuRing ring_;
-  CudaStream stream_;   // of what does not go through the ring
-  CudaStream storing_;  // of the batches' stores and copies, one after the other: a link is as fast with one as with more
+  CudaStream stream_;  // of what does not go through the ring
+  CudaStream
+      storing_;  // of the batches' stores and copies, one after the other: a link is as fast with one as with more
   std::vector<CudaEvent> cast_ended_;  // by slot
   bool is_measuring_ = false;          // from begin_measuring() to end_measuring()
   CudaEvent stored_;                   // behind the last batch's stores and copies

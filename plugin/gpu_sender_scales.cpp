@@ -47,7 +47,8 @@ void GpuSender::lay_out_scales() {
   lay_out_tensor_scales();
   scale_digest_.emplace(digests);
   scale_findings_ = std::make_unique<GpuFindings>(static_cast<std::uint32_t>(scale_lots_.size()));
-  PartedRuns parted = part_runs(rows, [this](const ByteRun& row) { return mapped_target(row) != nullptr; }, false);
+  PartedRuns parted = part_runs(
+      rows, [this](const ByteRun& row) { return mapped_target(row) != nullptr; }, false);
   scale_stores_ = stores_of(parted.stored, [this](const ByteRun& row) { return scales_.get() + row.from; });
   lay_out_gathering(std::move(parted.put));
 }

@@ -150,7 +150,8 @@ std::unique_ptr<LandingMemory> make_landing(const std::string& kind, const Catal
   const auto is_cuda = [](const Region& region) { return region.kind == MemoryKind::cuda; };
   const bool on_gpu = std::any_of(catalog.regions.begin(), catalog.regions.end(), is_cuda);
   return with_packed_scales(
-      on_gpu ? stage_on_gpu(catalog) : std::unique_ptr<LandingMemory>(std::make_unique<Staged>(catalog, threads)), catalog);
+      on_gpu ? stage_on_gpu(catalog) : std::unique_ptr<LandingMemory>(std::make_unique<Staged>(catalog, threads)),
+      catalog);
 }
 
 }  // namespace weightcast

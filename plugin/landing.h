@@ -45,8 +45,8 @@ struct StagedRun {
 };
 [[nodiscard]] std::vector<StagedRun> staged_runs(const Catalog& catalog);
 
-// `kind` is "staged" or "in_place"; `catalog` has addresses and outlives the landing, as `fabric` does. `threads` in all
-// copy what commit() makes live in host memory.
+// `kind` is "staged" or "in_place"; `catalog` has addresses and outlives the landing, as `fabric` does. `threads` in
+// all copy what commit() makes live in host memory.
 [[nodiscard]] std::unique_ptr<LandingMemory> make_landing(const std::string& kind, const Catalog& catalog,
                                                           std::size_t threads = 1);
 

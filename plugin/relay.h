@@ -70,7 +70,7 @@ class Relay {
     std::uint32_t ordinal = 0;
     std::uint64_t bytes = 0;
     std::vector<ByteRun> runs;  // each is one put
-    Digest digest = 0;  // of the attempt, as the next
+    Digest digest = 0;          // of the attempt, as the next
     bool is_ready = false;
   };
   struct Known {            // of one signal of a sender

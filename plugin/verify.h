@@ -70,7 +70,7 @@ class Verifier {
 
   const Catalog& catalog_;
   std::vector<Part> parts_;
-  std::map<RankKey, std::vector<Covered>> signals_;  // by sender and ordinal
+  std::map<RankKey, std::vector<Covered>> signals_;       // by sender and ordinal
   std::map<std::size_t, std::unique_ptr<OnGpu>> on_gpu_;  // by first part
   Team team_;
 };

@@ -193,7 +193,8 @@ std::vector<Key> performance_keys() {
           "Puts in flight to each peer, at most: fewer while a link takes more than 25 ms over one."),
       key(
           "performance", "threads", [](Config & c) -> auto& { return c.performance.threads; }, Within{0, 1024},
-          "Threads that cast in a trainer, verify and commit in a server; 0: a quarter of the cores, to commit all, at most 4."),
+          "Threads that cast in a trainer, verify and commit in a server; 0: a quarter of the cores, to commit all, at "
+          "most 4."),
       key(
           "performance", "spin", [](Config & c) -> auto& { return c.performance.spin; },
           OneOf{{"auto", "always", "never"}}, "Busy-poll during an update; auto: where cores are free."),

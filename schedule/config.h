@@ -51,9 +51,9 @@ struct Config {
     std::uint64_t chunk_bytes = 4ULL << 20;
     std::uint64_t scratch_bytes = 32ULL << 20;  // of a sender, for cast chunks
     std::uint32_t window = 8;                   // puts in flight per peer; fewer while a link takes long over one
-    std::uint32_t threads = 0;  // of each rank; 0: a quarter of the cores, to commit all, at most 4
-    std::string spin = "auto";  // "auto", "always", "never": busy-poll during an update
-    bool relay = true;          // the controller's: servers pass on to others where all ranks say how fast links are
+    std::uint32_t threads = 0;                  // of each rank; 0: a quarter of the cores, to commit all, at most 4
+    std::string spin = "auto";                  // "auto", "always", "never": busy-poll during an update
+    bool relay = true;  // the controller's: servers pass on to others where all ranks say how fast links are
   } performance;
 };
 

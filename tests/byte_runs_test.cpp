@@ -112,7 +112,8 @@ TEST_CASE(
   CHECK(gather_runs({}, 1).runs.empty());
 }
 
-TEST_CASE("of what is mapped the short is stored and the long copied, all else is put, and nothing is lost or done twice") {
+TEST_CASE(
+    "of what is mapped the short is stored and the long copied, all else is put, and nothing is lost or done twice") {
   const std::uint64_t copied = kShortestCopyBetweenGpus;
   const std::uint64_t put = kShortestPutBetweenGpus;
   const std::vector<ByteRun> expert = {run(0, 0, 0, 3 * MiB), run(0, 3 * MiB, 6 * MiB, 3 * MiB)};

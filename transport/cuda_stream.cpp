@@ -101,7 +101,7 @@ void CudaCopies::add(std::byte* to, const std::byte* from, std::uint64_t bytes) 
 }
 void CudaCopies::launch(const CudaStream& stream) {
   if (bytes_.empty()) return;
-  struct {  // CUmemcpyAttributes
+  struct {                        // CUmemcpyAttributes
     int source_access_order = 1;  // CU_MEMCPY_SRC_ACCESS_ORDER_STREAM: behind what was submitted before
     std::array<int, 4> location_hints{};
     unsigned flags = 0;
