@@ -16,6 +16,7 @@ void Pipeline::adopt(TrainerTable table, const Routes& routes) {
   jobs_.clear();
   chunks_.clear();
   scale_jobs_.clear();
+  exchanged_.clear();
   grids_.clear();
   {
     const std::scoped_lock lock(servers_mutex_);
@@ -243,7 +244,6 @@ void Pipeline::prepare_amax(const Routes& routes) {
     incoming_.push_back({0, std::vector<std::byte>(values_of(message) * sizeof(float))});
     for (const AmaxPart& run : message.parts) grids_.at({run.to_entry, run.recipe}).is_exchanged = true;
   }
-  exchanged_.clear();
   for (auto& item : grids_) {
     if (item.second.is_exchanged) exchanged_.push_back(&item);
   }
