@@ -33,12 +33,15 @@ struct Planned {
 
 PlanOutline outline_of(const Planned& of) { return outline_of(of.plan, of.catalogs, of.topology, of.bound); }
 
-// Everything but the plan.
-Planned cluster_of(const std::string& text, const std::string& file, const WhatIf& changes, bool relay) {
+// `with_plan`: else everything but the plan.
+Planned cluster_of(const std::string& text, const std::string& file, const WhatIf& changes, bool relay,
+                   bool with_plan) {
   const auto scenario = parse_scenario(text, file, changes);
   Planned cluster{catalogs_of(scenario), topology_of(scenario), {}, {}};
   drop_ranks(changes, cluster.catalogs);
-  cluster.bound = lower_bound(match(cluster.catalogs), cluster.topology, relay);
+  const auto matches = match(cluster.catalogs);
+  cluster.bound = lower_bound(matches, cluster.topology, relay);
+  if (with_plan) cluster.plan = make_plan(matches, cluster.topology, PlanOptions{.relay = relay});
   return cluster;
 }
 
@@ -54,9 +57,7 @@ PlanOutline outline_of(const std::string& file, const WhatIf& changes, bool rela
   if (!is_scenario(text))
     throw Error(Code::invalid_argument, fmt::format("{}: is no scenario and no saved plan", file));
   try {
-    auto planned = cluster_of(text, file, changes, relay);
-    planned.plan = make_plan(planned.catalogs, planned.topology, PlanOptions{.relay = relay});
-    return outline_of(planned);
+    return outline_of(cluster_of(text, file, changes, relay, true));
   } catch (const Error& error) {
     throw in_file(error, file);
   }
@@ -65,11 +66,10 @@ PlanOutline outline_of(const std::string& file, const WhatIf& changes, bool rela
 // Ranks that leave or join, and nothing else: the other steps stay.
 int run_incremental(const DiffOptions& options, const std::string& text) {
   const bool relay = !options.without_relay;
-  auto before = cluster_of(text, options.before, {}, relay);
-  before.plan = make_plan(before.catalogs, before.topology, PlanOptions{.relay = relay});
+  const auto before = cluster_of(text, options.before, {}, relay, true);
   auto after = before;
   if (options.changes.added_replicas > 0) {
-    after = cluster_of(text, options.before, options.changes, relay);
+    after = cluster_of(text, options.before, options.changes, relay, false);
   } else {
     drop_ranks(options.changes, after.catalogs);
   }
