@@ -23,15 +23,15 @@ void GpuSender::lay_out_scales() {
     const auto pitch = static_cast<std::int64_t>(element) * grid.extent[static_cast<std::size_t>(grid.axes - 1)];
     std::vector<std::pair<std::uint32_t, std::uint32_t>> covered_by;
     for (const Pipeline::Target& target : job.targets) covered_by.emplace_back(target.server, target.signal);
-    const auto [lot, is_new] = lots.emplace(std::move(covered_by), static_cast<std::uint32_t>(scale_lots_.size()));
-    if (is_new) scale_lots_.push_back({index, 0, 0});
-    ++scale_lots_[lot->second].jobs;
+    const auto lot = lots.emplace(std::move(covered_by), static_cast<std::uint32_t>(scale_lots_.size())).first->second;
+    if (lot == scale_lots_.size()) scale_lots_.push_back({index, 0, 0});
+    ++scale_lots_[lot].jobs;
     for_each_matrix(step.blocks, step.frame, [&](const MatrixView& view) {
       const std::uint64_t offset = grids_.at(key) * sizeof(float) + index_in(grid, view.origin) * element;
       const auto row_bytes = static_cast<std::uint64_t>(view.cols) * element;
-      scale_lots_[lot->second].bytes += static_cast<std::uint64_t>(view.rows) * row_bytes;
+      scale_lots_[lot].bytes += static_cast<std::uint64_t>(view.rows) * row_bytes;
       digests.push_back({scales_.get() + offset, static_cast<std::uint64_t>(view.rows), row_bytes, pitch,
-                         digest_frame(job.digest_key, step.frame, view, element), lot->second, false});
+                         digest_frame(job.digest_key, step.frame, view, element), lot, false});
       for (const Pipeline::Target& target : job.targets) {
         ByteRun run = run_to(target, step.frame, view);
         run.from = offset;
