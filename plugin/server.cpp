@@ -143,6 +143,7 @@ struct Server::State final : FabricListener {
   }
   void adopt_table(const AdoptTable& order) {
     verifier.adopt(order.table);
+    make_room_for_signals(order.table);
     if (!passes_on(order.table)) return relay.clear();
     const auto start = Clock::now();
     Linked answer;
@@ -161,6 +162,14 @@ struct Server::State final : FabricListener {
     }
     answer.first_contact_s = seconds_since(start);
     loop->post(std::move(answer));
+  }
+  // So that an update allocates nothing.
+  void make_room_for_signals(const ServerTable& table) {
+    std::size_t count = 0;
+    for (const ExpectedSender& sender : table.senders) count += sender.signals.size();
+    taken_signals.reserve(count);
+    const std::scoped_lock lock(signals_mutex);
+    signals.reserve(count);
   }
   // All signals that wait, those that came during the last call: their digests run side by side.
   void verify_all() {
