@@ -73,7 +73,7 @@ else
   run relay 60 "$program" bench relay --devices 0 "$last" "$second" --json "$parts/relay.json"
   for layout in ep tp; do
     run "update_$layout" 120 "$python" bench/multi_gpu/update.py --trainers $trainers --servers $servers --gb 16 \
-      --versions 12 --layout $layout --json "$parts/update_$layout.json"
+      --versions 40 --layout $layout --json "$parts/update_$layout.json"
   done
   # One trainer, two replicas: put to both, or passed on by each to the other as the plan says.
   for way in replicas relay; do

@@ -131,7 +131,8 @@ void GpuSender::lay_out_batches() {
   lay_out_batches(before, straddling);
 }
 
-// Chunks in their order, as many to a batch as a slot holds; a batch is all of one recipe.
+// Chunks in their order, as many to a batch as a slot holds. What goes to several servers from where it stands, and so
+// needs no slot, makes longer ones: the longer a batch, the less often its servers change. All of one recipe.
 void GpuSender::lay_out_batches(std::size_t first_chunk, std::size_t end_chunk) {
   Batch batch;
   std::uint64_t filled = 0;
@@ -160,7 +161,8 @@ void GpuSender::lay_out_batches(std::size_t first_chunk, std::size_t end_chunk) 
                       name_of(pipeline_.catalog_), pipeline_.config_.performance.scratch_bytes, ring_.slots(),
                       slot_bytes_, pipeline_.catalog_.entries[step.entry].tensor, bytes, bytes * ring_.slots()));
     }
-    if (job.as_it_is != as_it_is || step.recipe != recipe || filled + bytes > slot_bytes_) finish();
+    const std::uint64_t most = job.as_it_is && job.targets.size() > 1 ? scratch_.bytes() : slot_bytes_;
+    if (job.as_it_is != as_it_is || step.recipe != recipe || filled + bytes > most) finish();
     as_it_is = job.as_it_is;
     recipe = step.recipe;
     for (Part& part : parts) {
@@ -319,7 +321,7 @@ const CudaStream& GpuSender::enqueue(std::size_t batch, std::size_t slot, const 
   if (batch + 1 == batches_.size()) begin_scales();
   if (!work.stores && work.copies.empty()) return stream;
   cast_ended_[slot].delay(storing_);
-  move_out(work);
+  move_out(batch);
   return storing_;
 }
 

@@ -91,7 +91,7 @@ class GpuSender final : private GpuRing::Work {
   [[nodiscard]] bool may_store();
   [[nodiscard]] bool is_dropped(std::size_t group) const;
   void store(const GpuCopy& stores, const CudaStream& stream);
-  void move_out(Batch& batch);
+  void move_out(std::size_t number);
 
   void find_stored_to();
   void lay_out_grids();

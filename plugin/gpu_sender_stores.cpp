@@ -88,11 +88,15 @@ void GpuSender::store(const GpuCopy& stores, const CudaStream& stream) {
 }
 
 // Copies to one server after the other, each trainer beginning with another one: two that copied to the same server at
-// once would have half of its link each, and go on to the next one together.
-void GpuSender::move_out(Batch& batch) {
+// once would have half of its link each. Trainers never start at the same moment, and meet for as long whenever they go
+// on to the next server: so a batch begins with the server that the one before ended with.
+void GpuSender::move_out(std::size_t number) {
   if (!may_store()) return;
+  Batch& batch = batches_[number];
   if (batch.stores) store(*batch.stores, storing_);
-  for (std::size_t group = 0; group < batch.copies.size(); ++group) {
+  const std::size_t groups = batch.copies.size();
+  for (std::size_t turn = 0; turn < groups; ++turn) {
+    const std::size_t group = number % 2 == 0 ? turn : groups - 1 - turn;
     if (!is_dropped(group)) batch.copies[group].launch(storing_);
   }
   stored_.record(storing_);

@@ -116,7 +116,7 @@ struct Server::State final : FabricListener {
   // Again when puts may be on their way that nobody can take back: what reached the old fabric reaches nothing.
   void open() {
     CardMade answer;
-    verifier.adopt({});  // the memory that its table is about goes
+    verifier.clear();  // the memory that its table is about goes
     relay.clear();
     links.clear();
     try {
@@ -142,7 +142,7 @@ struct Server::State final : FabricListener {
     loop->post(std::move(answer));
   }
   void adopt_table(const AdoptTable& order) {
-    verifier.adopt(order.table);
+    verifier.adopt(order.table, *landing);
     make_room_for_signals(order.table);
     if (!passes_on(order.table)) return relay.clear();
     const auto start = Clock::now();

@@ -14,19 +14,35 @@ namespace weightcast {
 namespace {
 
 constexpr std::uint64_t kPartBytes = 1 * MiB;  // enough to share evenly, and to read in long runs
+constexpr std::size_t kStreams = 4;            // of a GPU: a digest of few bytes leaves most of it idle
 
 }  // namespace
 
-void Verifier::adopt(const ServerTable& table) {
+void Verifier::clear() {
   parts_.clear();
   signals_.clear();
   on_gpu_.clear();
+  streams_.clear();
+}
+
+void Verifier::adopt(const ServerTable& table, const LandingMemory& landing) {
+  clear();
   for (const ExpectedSender& sender : table.senders) {
     std::size_t first_piece = 0;
     for (std::uint32_t ordinal = 0; ordinal < sender.signals.size(); ++ordinal) {
       add_signal(sender, ordinal, first_piece);
       first_piece += sender.signals[ordinal].pieces;
     }
+  }
+  try {
+    for (const auto& [sender, signals] : signals_) {
+      for (const Covered& covered : signals) {
+        for (const Lot& lot : covered.lots) {
+          if (lot.first != lot.end && is_on_gpu(lot.first)) (void)lay_out_on_gpu(lot, landing);
+        }
+      }
+    }
+  } catch (const std::exception&) {  // verify() tries again, and says what fails
   }
 }
 
@@ -85,28 +101,33 @@ bool Verifier::is_on_gpu(std::size_t part) const {
   return catalog_.regions[catalog_.entries[parts_[part].entry].region].kind == MemoryKind::cuda;
 }
 
-Verifier::OnGpu& Verifier::begin_on_gpu(const Lot& lot, const LandingMemory& landing, std::uint64_t version) {
-  auto& known = on_gpu_[lot.first];
-  if (!known) {
-    const Region& region = catalog_.regions[catalog_.entries[parts_[lot.first].entry].region];
-    const int device =
-        check_cuda_memory({reinterpret_cast<std::byte*>(region.address), region.bytes, MemoryKind::cuda});
-    const CudaContextScope current(device);
-    std::vector<GpuDigestJob> jobs;
-    for (std::size_t index = lot.first; index < lot.end; ++index) {
-      const Part& part = parts_[index];
-      jobs.push_back({landing.region_start(catalog_.entries[part.entry].region) + part.byte_offset, part.rows,
-                      part.row_bytes, part.row_stride, part.frame, 0, false});
-    }
-    known = std::make_unique<OnGpu>(OnGpu{device, GpuDigest(jobs), GpuFindings(1), CudaStream(), std::nullopt});
+Verifier::OnGpu& Verifier::lay_out_on_gpu(const Lot& lot, const LandingMemory& landing) {
+  if (const auto known = on_gpu_.find(lot.first); known != on_gpu_.end()) return *known->second;
+  const Region& region = catalog_.regions[catalog_.entries[parts_[lot.first].entry].region];
+  const int device = check_cuda_memory({reinterpret_cast<std::byte*>(region.address), region.bytes, MemoryKind::cuda});
+  const CudaContextScope current(device);
+  std::vector<CudaStream>& streams = streams_[device];
+  if (streams.empty()) streams = std::vector<CudaStream>(kStreams);
+  std::vector<GpuDigestJob> jobs;
+  for (std::size_t index = lot.first; index < lot.end; ++index) {
+    const Part& part = parts_[index];
+    jobs.push_back({landing.region_start(catalog_.entries[part.entry].region) + part.byte_offset, part.rows,
+                    part.row_bytes, part.row_stride, part.frame, 0, false});
   }
-  if (known->begun == version) return *known;
-  const CudaContextScope current(known->device);
-  known->findings.clear(known->stream);
-  known->digest.launch(known->stream, version, known->findings);
-  known->findings.fetch(known->stream);
-  known->begun = version;
-  return *known;
+  const CudaStream& stream = streams[on_gpu_.size() % streams.size()];
+  auto made = std::make_unique<OnGpu>(OnGpu{device, GpuDigest(jobs), GpuFindings(1), &stream, std::nullopt});
+  return *on_gpu_.emplace(lot.first, std::move(made)).first->second;
+}
+
+Verifier::OnGpu& Verifier::begin_on_gpu(const Lot& lot, const LandingMemory& landing, std::uint64_t version) {
+  OnGpu& on_gpu = lay_out_on_gpu(lot, landing);
+  if (on_gpu.begun == version) return on_gpu;
+  const CudaContextScope current(on_gpu.device);
+  on_gpu.findings.clear(*on_gpu.stream);
+  on_gpu.digest.launch(*on_gpu.stream, version, on_gpu.findings);
+  on_gpu.findings.fetch(*on_gpu.stream);
+  on_gpu.begun = version;
+  return on_gpu;
 }
 
 Digest Verifier::digest_of(const Lot& lot, const LandingMemory& landing, std::uint64_t version) {
@@ -115,7 +136,7 @@ Digest Verifier::digest_of(const Lot& lot, const LandingMemory& landing, std::ui
     OnGpu& on_gpu = begin_on_gpu(lot, landing, version);
     on_gpu.begun.reset();
     const CudaContextScope current(on_gpu.device);
-    on_gpu.stream.synchronize();
+    on_gpu.stream->synchronize();
     return on_gpu.findings.digest(0);
   }
   std::atomic<Digest> digest{0};

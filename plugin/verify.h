@@ -23,7 +23,8 @@ class Verifier {
   // `catalog` outlives it.
   Verifier(const Catalog& catalog, std::size_t threads) : catalog_(catalog), team_(threads) {}
 
-  void adopt(const ServerTable& table);
+  void adopt(const ServerTable& table, const LandingMemory& landing);
+  void clear();
   // Starts what a GPU digests of it, so that the digests of several signals run side by side; verify() ends it.
   void begin(const LandingMemory& landing, const Signal& signal) noexcept;
   // Code::corrupted: what landed is not what the signal says. Code::invalid_argument: not a signal of the table.
@@ -53,14 +54,15 @@ class Verifier {
     std::vector<Lot> lots;
     std::vector<Digest> forwarded;  // by forward
   };
-  // What one lot is to the GPU that holds it, laid out when it is asked for first.
+  // What one lot is to the GPU that holds it.
   struct OnGpu {
     int device = 0;
     GpuDigest digest;
     GpuFindings findings{1};
-    CudaStream stream;
+    const CudaStream* stream = nullptr;
     std::optional<std::uint64_t> begun;  // for this version
   };
+  [[nodiscard]] OnGpu& lay_out_on_gpu(const Lot& lot, const LandingMemory& landing);
   [[nodiscard]] OnGpu& begin_on_gpu(const Lot& lot, const LandingMemory& landing, std::uint64_t version);
   void add_signal(const ExpectedSender& sender, std::uint32_t ordinal, std::size_t first_piece);
   void add_parts_of(const Piece& piece);
@@ -71,6 +73,7 @@ class Verifier {
   const Catalog& catalog_;
   std::vector<Part> parts_;
   std::map<RankKey, std::vector<Covered>> signals_;       // by sender and ordinal
+  std::map<int, std::vector<CudaStream>> streams_;        // by device
   std::map<std::size_t, std::unique_ptr<OnGpu>> on_gpu_;  // by first part
   Team team_;
 };
