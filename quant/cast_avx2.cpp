@@ -155,7 +155,7 @@ void round_fp32(const std::byte* row, std::int64_t count, std::byte* output) noe
 }
 
 // With x = word ^ key, lo its lower and hi its upper half: mix is lo * hi + (lo * 2^32 + hi) + 2^32, and the
-// bracket is x with its halves swapped.
+// bracket is x with its halves swapped. The 2^32 of all words are added at the end.
 __m256i mix(__m256i mixed) noexcept {
   const __m256i swapped = _mm256_shuffle_epi32(mixed, 0b10'11'00'01);
   return _mm256_add_epi64(_mm256_mul_epu32(mixed, swapped), swapped);

@@ -191,6 +191,26 @@ TEST_CASE("the digest of a cast is that of its output, at any place and width") 
   }
 }
 
+TEST_CASE("inspection of whole rows finds the digest of the reference, and a bad value in its row and column") {
+  Random random(5);
+  for (int round = 0; round < 50; ++round) {
+    const auto rows = pick(random, 1, 150);
+    const auto cols = 4 * pick(random, 1, 80);
+    auto matrix = make_matrix(SourceType::bf16, rows, cols, Layout::packed);
+    for (std::int64_t at = 0; at < rows * cols; ++at) matrix.set(at / cols, at % cols, random() % 0x7F80);
+    const DigestFrame frame = {random(), static_cast<std::uint64_t>(cols) / 4, random() % 9, 0};
+    const Digest digest = inspect(matrix.view, frame, CastKernel::reference).digest;
+    for (const auto kernel : kernels()) CHECK(inspect(matrix.view, frame, kernel).digest == digest);
+    const auto bad = pick(random, 0, rows * cols - 1);
+    matrix.set(bad / cols, bad % cols, 0xFF80);
+    for (const auto kernel : kernels()) {
+      const BadValue found = inspect(matrix.view, frame, kernel).bad;
+      CHECK(found.row == bad / cols);
+      CHECK(found.col == bad % cols);
+    }
+  }
+}
+
 TEST_CASE("shards cut anywhere, with the amax of shared blocks exchanged, cast to the bytes of the whole") {
   Random random(4);
   for (int round = 0; round < 80; ++round) {

@@ -38,6 +38,22 @@ TEST_CASE("the digest of a whole is the sum of its parts, cut anywhere at words"
   }
 }
 
+TEST_CASE("rows that fill a frame without gaps have the digest of the same rows apart") {
+  constexpr std::size_t kRowBytes = 64;
+  constexpr std::size_t kApart = 72;
+  for (const std::size_t rows : {1, 2, 5, 33}) {
+    const auto gapless = random_bytes(rows * kRowBytes);
+    std::vector<std::byte> apart(rows * kApart);
+    for (std::size_t row = 0; row < rows; ++row) {
+      std::copy_n(gapless.begin() + static_cast<std::ptrdiff_t>(row * kRowBytes), kRowBytes,
+                  apart.begin() + static_cast<std::ptrdiff_t>(row * kApart));
+    }
+    const DigestFrame frame{digest_seed(1, 2), kRowBytes / 8, 7, 0};
+    CHECK(digest_rows(gapless.data(), rows, kRowBytes, kRowBytes, frame) ==
+          digest_rows(apart.data(), rows, kRowBytes, kApart, frame));
+  }
+}
+
 TEST_CASE("every flipped bit, swapped word, missing row and older version changes the digest") {
   auto bytes = random_bytes(4 * 60);
   const Digest all = digest_rows(bytes.data(), 4, 60, 60, kFrame);
