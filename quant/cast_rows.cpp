@@ -149,7 +149,7 @@ CastResult inspect(const SourceMatrix& source, const DigestFrame& frame, const R
   constexpr std::int64_t kCachedBytes = 16 << 10;  // what is read twice: the second time from the nearest cache
   const std::int64_t row_bytes = source.cols * kBf16Bytes;
   const bool gapless = are_gapless(static_cast<std::uint64_t>(row_bytes), source.row_stride * kBf16Bytes, frame);
-  const std::int64_t rows_at_once = gapless ? std::max<std::int64_t>(1, kCachedBytes / std::max<std::int64_t>(1, row_bytes)) : 1;
+  const std::int64_t rows_at_once = gapless ? std::max<std::int64_t>(1, kCachedBytes / row_bytes) : 1;
   CastResult result;
   for (std::int64_t row = 0; row < source.rows; row += rows_at_once) {
     const std::int64_t rows = std::min(rows_at_once, source.rows - row);

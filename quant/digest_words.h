@@ -17,7 +17,7 @@ using MixWords = Digest (*)(const std::byte* words, std::uint64_t count, std::ui
 // Whether rows that lie behind each other in memory do so in the frame too: several are one long row then.
 [[nodiscard]] inline bool are_gapless(std::uint64_t row_bytes, std::int64_t row_stride,
                                       const DigestFrame& frame) noexcept {
-  return row_stride == static_cast<std::int64_t>(row_bytes) && frame.first_byte == 0 &&
+  return row_bytes != 0 && row_stride == static_cast<std::int64_t>(row_bytes) && frame.first_byte == 0 &&
          frame.words_per_row * sizeof(std::uint64_t) == row_bytes;
 }
 
