@@ -17,7 +17,7 @@ TOLERANCE = 0.10
 def started(*arguments):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(CLUSTER), os.environ["PYTHONPATH"]])}
     return subprocess.Popen([sys.executable, CLUSTER / "cluster.py", *map(str, arguments)], env=environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+                            start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
 
 
 def namespaces():
@@ -50,7 +50,7 @@ def test_hosts_of_a_killed_run_are_gone_after_the_next_one(tmp_path):
             skip_if_it_cannot_run(killed.returncode, killed.stdout.read())
         assert killed.poll() is None and time.monotonic() < end
         time.sleep(0.05)
-    killed.send_signal(signal.SIGKILL)
+    os.killpg(killed.pid, signal.SIGKILL)  # and the `ip` that it waits for, which would make one more host
     killed.wait(10)
     sys.path.insert(0, str(CLUSTER))
     from hosts import Hosts

@@ -1,6 +1,7 @@
 """A server whose engine frees the weights that it gave us, while trainers put into them."""
 
 import signal
+import time
 
 import pytest
 from fault_cluster import Failure, cluster, configuration
@@ -17,8 +18,15 @@ def free_in_mid_update(run, version):
     run.signal("trainer 1", signal.SIGSTOP)
     run.ask("server 0", "engine", True, True)
     run.until("the rows of trainer 0", lambda: run.ask("server 0", "has_row", "embed", 511, version))
+    run.until("their digests", lambda: has_verified_what_came(run))  # which read that memory
     run.ask("server 0", "free", "embed")
     run.signal("trainer 1", signal.SIGCONT)
+
+
+def has_verified_what_came(run):
+    before = run.ask("server 0", "status")["verify_s"]
+    time.sleep(0.1)
+    return 0 < before == run.ask("server 0", "status")["verify_s"]
 
 
 @pytest.mark.parametrize("path", PATHS)
