@@ -11,12 +11,6 @@ constexpr std::int64_t kBlockWidth = 128;  // kBlock of recipe.h
 constexpr std::int64_t kStep = 32;         // values an encoding step takes, two registers of BF16
 constexpr std::int64_t kHalf = 16;
 
-// What is read for the first time comes from memory, a fifth faster when it is asked for this much earlier.
-constexpr std::int64_t kAhead = 1024;
-void fetch_ahead(const std::byte* memory) noexcept {
-  _mm_prefetch(reinterpret_cast<const char*>(memory + kAhead), _MM_HINT_T0);
-}
-
 __m256i load(const std::byte* memory) noexcept { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(memory)); }
 void store(__m256i lanes, std::byte* memory) noexcept {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(memory), lanes);
@@ -77,7 +71,6 @@ std::uint16_t largest(const std::byte* row, std::int64_t count) noexcept {
   __m256i first = _mm256_setzero_si256();
   __m256i second = first;
   for (; count >= kStep; count -= kStep, row += 2 * kStep) {
-    fetch_ahead(row);
     first = _mm256_max_epu16(first, magnitude(load(row)));
     second = _mm256_max_epu16(second, magnitude(load(row + 2 * kHalf)));
   }
@@ -176,7 +169,6 @@ std::uint64_t mix_words(const std::byte* words, std::uint64_t count, std::uint64
   __m256i next_sums = sums;
   std::uint64_t left = count;
   for (; left >= 2 * kLanes; left -= 2 * kLanes, words += 16 * kLanes) {
-    fetch_ahead(words);
     sums = _mm256_add_epi64(sums, mix(_mm256_xor_si256(load(words), keys)));
     next_sums = _mm256_add_epi64(next_sums, mix(_mm256_xor_si256(load(words + 8 * kLanes), next_keys)));
     keys = _mm256_add_epi64(keys, step);
